@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Times attention behind an indexer in decode steps beside attention to all positions, on the current GPU.
+"""Times attention behind an indexer beside attention to all positions, in decode steps and prompts, on the current GPU.
 
 Graph replays of a chain of layers, each with its own caches, as scripts/bench_attention.py does. Medians of the
 replays: microseconds for one layer.
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from engine.config import KvType
-from engine.cuda.attention.attention import PAGE, Attention, AttentionShape, KernelRopeStyle
+from engine.cuda.attention.attention import PAGE, Attention, AttentionShape, KernelRopeStyle, prefill_tiles
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.indexer.indexer import Choice, ChosenAttention, Rows, Scored, allocate
-from engine.cuda.indexer.plan import IndexerShape, choice_arrays, range_arrays, ranges_of, scored_rows
+from engine.cuda.indexer.plan import IndexerShape, choice_arrays, head_tile, range_arrays, ranges_of, scored_rows
 from scripts.bench_attention import Chain, replay_us
 
 _F16, _STYLE = KvType.F16, KernelRopeStyle.ADJACENT
@@ -33,14 +34,16 @@ SHAPES = {
     ),
 }
 PARTS = ("scores", "choice", "attention")
+PLAIN = "in float32"
+"""Attention without tensor cores, which does not count."""
 
 
 class Indexed(Chain):
-    """Layers with an indexer each."""
+    """Layers with an indexer each: n sequences with one row, or one with several rows, behind `length` positions."""
 
-    def __init__(self, indexer: IndexerShape, shape: AttentionShape, n: int, length: int) -> None:
-        super().__init__(shape, n, length)
-        cp, context = self.cp, (length // PAGE + 1) * PAGE
+    def __init__(self, indexer: IndexerShape, shape: AttentionShape, n: int, length: int, rows: int = 1) -> None:
+        super().__init__(shape, n, length, rows)
+        cp, context, n = self.cp, ((length + rows) // PAGE + 1) * PAGE, n * rows
         if shape.values_in_keys:
             self.values = self.keys
         rng = cp.random.default_rng(1)
@@ -55,12 +58,17 @@ class Indexed(Chain):
         self.new = normal(n, indexer.width)
         multiprocessors = int(cp.cuda.Device().attributes["MultiProcessorCount"])
         self.choice = Choice(indexer, allocate(choice_arrays(indexer, n, n, context)), scored_rows(n))
-        ranges = ranges_of(indexer, shape, context, multiprocessors)
-        self.attend = ChosenAttention(self.choice, shape, ranges, allocate(range_arrays(shape, ranges)))
-        self.positions = cp.asarray(np.full(n, length, np.int32))
-        self.rows = Rows(self.positions, self.table, self.choice.identity[:n])
+        self.attend = {}
+        for name in (PARTS[-1], PLAIN):
+            tile = head_tile(shape, plain=name == PLAIN)
+            ranges = ranges_of(indexer, shape, tile, context, multiprocessors)
+            memory = allocate(range_arrays(shape, ranges))
+            self.attend[name] = ChosenAttention(self.choice, shape, tile, ranges, memory)
+        self.positions = cp.asarray(length + np.arange(n, dtype=np.int32) % rows)
+        sequence = self.choice.identity[:n] if rows == 1 else cp.zeros(n, np.int32)
+        self.rows = Rows(self.positions, self.table, sequence)
 
-    def part_us(self, part: str) -> float:
+    def part_us(self, part: str, n_launches: int = 32) -> float:
         """Microseconds of what one part launches for a layer."""
 
         def launches(i: int) -> None:
@@ -71,14 +79,13 @@ class Indexed(Chain):
             elif part == "choice":
                 self.choice.choose_scored(rows.count)
             else:
-                self.attend(self.layer, self.qkv, self.keys[i], self.values[i], rows, self.out)
+                self.attend[part](self.layer, self.qkv, self.keys[i], self.values[i], rows, self.out)
 
         launches(0)
-        return self.chain_us(launches)
+        return self.chain_us(launches, n_launches)
 
-    def chain_us(self, launches: Callable[[int], None]) -> float:
-        """Microseconds of launches(layer), one after the other."""
-        n_launches = max(self.layers, 32)
+    def chain_us(self, launches: Callable[[int], None], n_launches: int) -> float:
+        """Microseconds of launches(layer), so many layers one after the other."""
 
         def record(stream: Any) -> int:
             with stream:
@@ -90,23 +97,46 @@ class Indexed(Chain):
         return replay_us(record)[0]
 
 
-def table(depths: list[int]) -> None:
-    """All shapes at some depths with some sequences side by side."""
-    print(f"{'decode, us a layer':32}{'B':>4}{'depth':>8}{'all':>9}{'chosen':>9}" + "".join(f"{p:>11}" for p in PARTS))
+def table(sizes: list[tuple[int, int]]) -> None:
+    """All shapes with some (sequences side by side, depth)."""
+    head(f"{'decode, us a layer':32}{'B':>4}{'depth':>8}")
     for name, (indexer, shape) in SHAPES.items():
-        for n in (1, 8, 32):
-            for depth in depths:
-                chain, kernels = Indexed(indexer, shape, n, depth), Attention(shape, n)
-                dense = chain.decode_us(kernels, [depth] * n)[0]
-                parts = [chain.part_us(part) for part in PARTS]
-                figures = "".join(f"{us:11.2f}" for us in parts)
-                print(f"{name:32}{n:4}{depth:8}{dense:9.2f}{sum(parts):9.2f}{figures}", flush=True)
-                del chain, kernels
+        for n, depth in sizes:
+            chain, kernels = Indexed(indexer, shape, n, depth), Attention(shape, n)
+            dense = chain.decode_us(kernels, [depth] * n)[0]
+            parts = [chain.part_us(part) for part in (*PARTS, PLAIN)]
+            show(name, n, depth, dense, parts)
+            del chain, kernels
+
+
+def head(first: str) -> None:
+    """Names of the columns."""
+    print(f"{first}{'all':>9}{'chosen':>9}" + "".join(f"{part:>11}" for part in (*PARTS, PLAIN)))
+
+
+def show(name: str, n: int, depth: int, dense: float, parts: list[float]) -> None:
+    """A line of the table."""
+    figures = "".join(f"{us:11.2f}" for us in parts)
+    print(f"{name:32}{n:4}{depth:8}{dense:9.2f}{sum(parts[:-1]):9.2f}{figures}", flush=True)
+
+
+def prompts(rows: int, past: int) -> None:
+    """The same of a piece of a prompt."""
+    head(f"{'a prompt, us a layer':32}{'T':>4}{'behind':>8}")
+    for name, (indexer, shape) in SHAPES.items():
+        chain, kernels = Indexed(indexer, shape, 1, past, rows), Attention(shape, 1)
+        tiles = chain.cp.asarray(prefill_tiles([(0, rows, 0, past)], kernels.tile_rows))
+
+        def attend(i: int, chain: Indexed = chain, kernels: Attention = kernels, tiles: DeviceArray = tiles) -> None:
+            kernels.prefill(chain.layer, chain.qkv, chain.keys[i], chain.values[i], chain.table, tiles, chain.out)
+
+        show(name, rows, past, chain.chain_us(attend, 4), [chain.part_us(part, 4) for part in (*PARTS, PLAIN)])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--depths", type=lambda text: [int(one) for one in text.split(",")], default=[4096, 8192, 32768]
-    )
-    table(parser.parse_args().depths)
+    parser.add_argument("--depths", type=int, nargs="+", default=[4096, 8192, 32768])
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8])
+    options = parser.parse_args()
+    table([(n, depth) for n in options.sequences for depth in options.depths])
+    prompts(512, 8192)

@@ -125,6 +125,20 @@ static void mma8(float* d, float a0, float a1, float a2, float a3, float b0, flo
 // As in common.cuh.
 static uint4 load_stream(const void* p) { return *(const uint4*)p; }
 
+// Addresses in shared memory count from some place in it.
+static char shared_begin;
+static u32 shared_address(const void* p) { return (u32)((const char*)p - &shared_begin); }
+static void load_matrix4_transposed(u32 (&r)[4], u32 address) {
+    meet(FULL_MASK, {address});
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+        u16 pair[2];
+        for (int e = 0; e < 2; ++e)
+            pair[e] = ((const u16*)(&shared_begin + (int)shown_by(FULL_MASK, 8 * i + 2 * t + e).word[0]))[g];
+        r[i] = pair[0] | (u32)pair[1] << 16;
+    }
+}
+
 // As in common.cuh; here a copy is done at once.
 template <int BYTES>
 static void copy_async(void* to, const void* from, bool valid) {

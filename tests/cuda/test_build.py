@@ -110,11 +110,11 @@ def indexed_shapes(arch):
     from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
     from engine.cuda.indexer.plan import IndexerShape
 
-    kv_type = tuple(KvType)[ARCHES.index(arch) % 2]
-    latent = AttentionShape(128, 1, 576, 512, 0, KernelRopeStyle.ADJACENT, kv_type, values_in_keys=True)
+    other = tuple(KvType)[ARCHES.index(arch) % 2]
+    latent = AttentionShape(128, 1, 576, 512, 0, KernelRopeStyle.ADJACENT, KvType.F16, values_in_keys=True)
     return [
-        (IndexerShape(64, 128, 2048, 1, 0, False, 2048, kv_type), latent),
-        (IndexerShape(2, 128, 16, 128, 1, True, 2048, kv_type), shape_of(128, half=kv_type is KvType.F16)),
+        (IndexerShape(64, 128, 2048, 1, 0, False, 2048, KvType.F16), latent),
+        (IndexerShape(2, 128, 16, 128, 1, True, 2048, other), shape_of(128, half=other is KvType.F16)),
     ]
 
 
@@ -122,11 +122,13 @@ def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
     from engine.cuda.attention import attention_plan, known_rows
     from engine.cuda.driver import staging
-    from engine.cuda.experts import moe, moe_rows, router
+    from engine.cuda.experts import adjugate, moe, moe_rows, router
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
+    from engine.cuda.indexer.plan import head_tile
     from engine.cuda.matrix import decode_gemm_plan, float_gemm, gemm_plan, matvec_plan
-    from engine.cuda.rows import parts, pooling, rows, streams
+    from engine.cuda.recurrent.rwkv import token_shift
+    from engine.cuda.rows import parts, pooling, rows, skips, streams
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
@@ -136,9 +138,12 @@ def jobs_for(arch):
         (parts.FILES, None),
         (pooling.FILES, None),
         (streams.FILES, None),
+        (skips.FILES, None),
+        (adjugate.FILES, None),
         (staging.FILES, None),
         (sampling_ops.SOURCES, None),
         (known_rows.FILES, known_rows.DEFINES),
+        token_shift.shift_job(),
     ]
     rare = RARE if arch == 90 else RARE[turn::6]
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
@@ -168,7 +173,9 @@ def jobs_for(arch):
     for shape in recurrent_shapes()[:: 1 if arch == 90 else 2]:
         jobs += shape.build_jobs()
     for shape, heads in indexed_shapes(arch):
-        jobs += [shape.append_job(), shape.scores_job(), shape.choose_job(), shape.attention_job(heads)]
+        jobs += [shape.append_job(), shape.scores_job(), shape.scores_job(plain=True), shape.choose_job()]
+        for tile in (head_tile(heads), head_tile(heads, plain=True)):
+            jobs += [shape.attention_job(heads, tile), shape.merge_job(heads, tile)]
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them

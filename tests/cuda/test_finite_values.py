@@ -155,7 +155,6 @@ def library(tmp_path_factory):
     """rope_append, the general kernel of prompts and the decode kernels for every shape, as one shared library."""
     text = {name: path.read_text(encoding="utf-8") for name, path in kernel_files().items()}
     source = '#include "blocks_on_host.h"\n'
-    source += "static u32 shared_address(const void*) { return 0; }\n"
     for i, shape in enumerate(SHAPES.values()):
         plan = host_plan(shape)
         jobs = jobs_of_plans(shape, plan, PLAIN)

@@ -3,6 +3,8 @@
 The same tests run the kernels compiled for the CPU (small shapes, thread by thread) and on a GPU.
 """
 
+import math
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from engine.cuda.indexer.plan import (
     IndexerShape,
     Ranges,
     choice_arrays,
+    head_tile,
     range_arrays,
     ranges_of,
     scored_rows,
@@ -45,17 +48,25 @@ def heads(n, kv_heads, key_dim, value_dim=None, half=True, **options):
     return AttentionShape(n, kv_heads, key_dim, value_dim or key_dim, 0, KernelRopeStyle.ADJACENT, kv_type, **options)
 
 
+LATENT = heads(19, 1, 48, 32, values_in_keys=True)
 HOST = {
-    "tokens": (tokens(3, 8, 40), heads(3, 1, 24, 16, values_in_keys=True)),
-    "tokens f32": (tokens(17, 6, 7, half=False), heads(4, 2, 10, 6, half=False)),
-    "blocks": (blocks(2, 8, 6, 8, 1), heads(4, 2, 16)),
-    "blocks f32": (blocks(2, 12, 3, 5, 0, half=False), heads(4, 2, 12, half=False)),
+    "tokens": (tokens(16, 16, 40), LATENT, False),
+    "tokens plain": (tokens(16, 16, 40), LATENT, True),
+    "few odd heads": (tokens(4, 16, 40), heads(3, 1, 24, 16, values_in_keys=True), False),
+    "tokens f32": (tokens(17, 6, 7, half=False), heads(4, 2, 10, 6, half=False), False),
+    "blocks": (blocks(2, 8, 6, 8, 1), heads(4, 2, 16), False),
+    "blocks, odd heads": (blocks(2, 8, 6, 8, 1), heads(4, 2, 20), False),
+    "blocks f32": (blocks(2, 12, 3, 5, 0, half=False), heads(4, 2, 12, half=False), False),
 }
+DEEPSEEK = tokens(64, 128, 96), heads(128, 1, 576, 512, values_in_keys=True)
 GPU = HOST | {
-    "deepseek 3.2": (tokens(64, 128, 96), heads(128, 1, 576, 512, values_in_keys=True)),
-    "glm 5": (tokens(32, 128, 130, half=False), heads(64, 1, 576, 512, half=False, values_in_keys=True)),
-    "minimax m3": (blocks(4, 128, 3, 48, 1), heads(64, 4, 128)),
+    "deepseek 3.2": (*DEEPSEEK, False),
+    "deepseek 3.2 plain": (*DEEPSEEK, True),
+    "glm 5": (tokens(32, 128, 130, half=False), heads(64, 1, 576, 512, half=False, values_in_keys=True), False),
+    "minimax m3": (blocks(4, 128, 3, 48, 1), heads(64, 4, 128), False),
+    "wide heads": (blocks(2, 64, 3, 48, 1), heads(8, 2, 256), False),
 }
+"""Indexer, heads, and whether attention is in float32 where tensor cores could multiply."""
 CASES = [pytest.param("host", name, id=f"host-{name}") for name in HOST]
 CASES += [pytest.param("gpu", name, id=f"gpu-{name}", marks=[pytest.mark.gpu, pytest.mark.shared]) for name in GPU]
 
@@ -63,20 +74,22 @@ CASES += [pytest.param("gpu", name, id=f"gpu-{name}", marks=[pytest.mark.gpu, py
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The kernels of all host shapes, compiled for the CPU."""
-    jobs = [
-        job
-        for shape, attention in HOST.values()
-        for job in (shape.append_job(), shape.scores_job(), shape.choose_job(), shape.attention_job(attention))
-    ]
+    jobs = []
+    for shape, attention, plain in HOST.values():
+        tile = head_tile(attention, plain=plain)
+        assert tile.tensor_cores == (attention in (LATENT, HOST["blocks"][1]) and not plain)
+        jobs += [shape.append_job(), shape.scores_job(plain=plain), shape.choose_job()]
+        jobs += [shape.attention_job(attention, tile), shape.merge_job(attention, tile)]
     return HostKernels(tmp_path_factory.mktemp("host"), jobs)
 
 
 class World:
     """Sequences with random caches, and rows of a step at some of their positions."""
 
-    def __init__(self, kind, shape, attention, positions, sequence, *, at_once=None, whole_numbers=False, seed=0):
+    def __init__(self, kind, case, positions, sequence, *, at_once=None, whole_numbers=False, seed=0):
+        shape, attention, plain = case
         self.memory, self.shape, self.attention = Memory(kind), shape, attention
-        self.scale = attention.key_dim**-0.5
+        self.scale, self.tile = attention.key_dim**-0.5, head_tile(attention, plain=plain)
         self.positions, self.sequence = np.array(positions, np.int32), np.array(sequence, np.int32)
         n, self.rng = len(positions), np.random.default_rng(seed)
         sequences, pages = max(sequence) + 1, CONTEXT // PAGE
@@ -103,7 +116,9 @@ class World:
         arrays = choice_arrays(shape, n, 1, CONTEXT)
         kinds = {"chosen": np.int32, "whole": np.int32, "choosing": np.int32, "identity": np.int32}
         memory = {name: np.full(size, -9, kinds.get(name, np.float32)) for name, size in arrays.items()}
-        self.choice = Choice(shape, {k: self.memory.up(v) for k, v in memory.items()}, at_once or scored_rows(n))
+        self.choice = Choice(
+            shape, {k: self.memory.up(v) for k, v in memory.items()}, at_once or scored_rows(n), plain=plain
+        )
 
     def run(self, ranges=None, dealt=None):
         """Appends, chooses and attends; gives the results of all rows."""
@@ -113,11 +128,11 @@ class World:
         choice.append(up(self.new)[:, : self.shape.width], cache, rows)
         choice.choose(Scored(up(self.q), None if self.weights is None else up(self.weights)), cache, rows)
         self.index = self.memory.down(cache)
-        ranges = ranges or ranges_of(self.shape, self.attention, CONTEXT, 8)
+        ranges = ranges or ranges_of(self.shape, self.attention, self.tile, CONTEXT, 8)
         memory = {
             name: np.full(size, np.nan, np.float32) for name, size in range_arrays(self.attention, ranges).items()
         }
-        attend = ChosenAttention(choice, self.attention, ranges, {k: up(v) for k, v in memory.items()})
+        attend = ChosenAttention(choice, self.attention, self.tile, ranges, {k: up(v) for k, v in memory.items()})
         out = up(np.full((n, self.attention.heads * self.attention.value_dim), -7, np.float32))
         keys = up(self.keys)
         layer = LayerAttention(scale=self.scale, sinks=up(self.sinks))
@@ -166,7 +181,7 @@ def world(request, monkeypatch):
     def make(kind, name, positions, sequence, **options):
         if kind == "host":
             request.getfixturevalue("host").install(monkeypatch, indexer)
-        return World(kind, *GPU[name], positions, sequence, **options)
+        return World(kind, GPU[name], positions, sequence, **options)
 
     return make
 
@@ -198,7 +213,13 @@ def test_rows_attend_to_the_best_positions(world, kind, name):
         np.testing.assert_allclose(out[row], made.attended(row), atol=2e-5)
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES)
+def sums_are_exact(name):
+    """Whether whole numbers times the factor of the weights are sums of few bits."""
+    shape = GPU[name][0]
+    return shape.by_head or math.frexp(shape.weight_factor)[0] == 0.5
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if sums_are_exact(case.values[1])])
 def test_of_equal_scores_the_first_are_taken(world, kind, name):
     """Small whole numbers: sums are exact, and many scores are equal, zero and minus zero among them."""
     made = world(kind, name, *some_positions(GPU[name][0]), whole_numbers=True)
@@ -237,6 +258,25 @@ def test_keys_that_are_no_numbers_are_chosen_last(world, kind, name):
         for places, positions in zip(made.memory.down(made.choice.chosen)[row], made.chosen(row), strict=True):
             expanded = (places[:, None] * made.shape.block + np.arange(made.shape.block)).ravel()
             assert expanded[expanded <= made.positions[row]].tolist() == positions.tolist()
+
+
+@pytest.mark.parametrize("kind", ["host", pytest.param("gpu", marks=[pytest.mark.gpu, pytest.mark.shared])])
+def test_choices_among_thousands_of_scores(request, monkeypatch, kind):
+    """Random scores, then whole numbers of which thousands are equal."""
+    if kind == "host":
+        request.getfixturevalue("host").install(monkeypatch, indexer)
+    shape, memory = HOST["tokens"][0], Memory(kind)
+    positions, rng = [8191, 8192, 20000], np.random.default_rng(2)
+    scores = np.stack([rng.normal(size=20480), rng.integers(-3, 4, 20480), rng.integers(-2, 3, 20480)])
+    scores = scores.astype(np.float32)[:, None]
+    for count in (1, 40, 6000):
+        arrays = {name: np.zeros(1, np.int32) for name in ("whole", "identity")} | {"scores": scores}
+        arrays |= {"choosing": np.array(positions, np.int32), "chosen": np.zeros((3, 1, count), np.int32)}
+        choice = Choice(shape, {name: memory.up(array) for name, array in arrays.items()}, 3)
+        choice.choose_scored(3)
+        for row, position in enumerate(positions):
+            expected = best(scores[row, 0, : position + 1], count)
+            assert memory.down(choice.chosen)[row, 0].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("file", "widths"), [(indexer_models.tokens, (48, 48)), (indexer_models.blocks, (64, 64))])

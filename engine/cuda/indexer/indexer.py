@@ -18,7 +18,7 @@ from engine.cuda.attention.attention_plan import AttentionShape, LayerAttention
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
-from engine.cuda.indexer.plan import FEW_ROWS, Arrays, IndexerShape, Ranges, columns
+from engine.cuda.indexer.plan import FEW_ROWS, Arrays, HeadTile, IndexerShape, Ranges
 
 _SCORE_BLOCKS = 512
 """Blocks of a launch of scores, over all rows: about four for every multiprocessor of the largest cards."""
@@ -90,6 +90,7 @@ class Choice:
         shape: the indexer.
         memory: the arrays of plan.choice_arrays().
         at_once: rows that are scored together, see plan.scored_rows().
+        plain: scores in float32 also where tensor cores could multiply.
 
     Attributes:
         whole: int32 (rows,): position of rows that attend to all positions up to their own, else -1.
@@ -98,11 +99,14 @@ class Choice:
         identity: int32 (rows,): 0, 1, 2, and so on.
     """
 
-    def __init__(self, shape: IndexerShape, memory: Mapping[str, DeviceArray], at_once: int) -> None:
+    def __init__(
+        self, shape: IndexerShape, memory: Mapping[str, DeviceArray], at_once: int, *, plain: bool = False
+    ) -> None:
         self.shape, self._at_once = shape, at_once
-        jobs = shape.append_job(), shape.scores_job(), shape.choose_job()
+        jobs = shape.append_job(), shape.scores_job(plain=plain), shape.choose_job()
+        names = "index_append", "index_scores", "index_choose"
         self._append, self._score, self._choose = (
-            build(files, defines=defines).get(files[-1].removesuffix(".cu")) for files, defines in jobs
+            build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)
         )
         self._scores = memory["scores"]
         self.chosen, self.whole, self.choosing = memory["chosen"], memory["whole"], memory["choosing"]
@@ -171,17 +175,23 @@ class ChosenAttention:
     Args:
         choice: what is chosen.
         attention: the heads.
+        tile: what a block does.
         ranges: how the chosen positions of a row are cut.
         memory: the arrays of plan.range_arrays().
     """
 
     def __init__(
-        self, choice: Choice, attention: AttentionShape, ranges: Ranges, memory: Mapping[str, DeviceArray]
+        self,
+        choice: Choice,
+        attention: AttentionShape,
+        tile: HeadTile,
+        ranges: Ranges,
+        memory: Mapping[str, DeviceArray],
     ) -> None:
-        files, defines = choice.shape.attention_job(attention)
-        module = build(files, defines=defines)
-        self._attend, self._merge = module.get("attention_chosen"), module.get("merge_chosen")
-        self._choice, self._shape, self._ranges = choice, attention, ranges
+        attend, merge = choice.shape.attention_job(attention, tile), choice.shape.merge_job(attention, tile)
+        self._attend = build(attend[0], defines=attend[1]).get("attention_chosen")
+        self._merge = build(merge[0], defines=merge[1]).get("merge_chosen")
+        self._choice, self._shape, self._tile, self._ranges = choice, attention, tile, ranges
         self._partial, self._partial_max_sum = memory["partial"], memory["partial_max_sum"]
 
     def __call__(
@@ -210,7 +220,7 @@ class ChosenAttention:
         choosing, parts = choice.choosing[:n], (self._ranges.n, self._partial, self._partial_max_sum)
         launch(
             self._attend,
-            (n, columns(shape) * (self._ranges.n if dealt else 1)),
+            (n, self._tile.columns * (self._ranges.n if dealt else 1)),
             256,
             (
                 qkv,
@@ -228,6 +238,7 @@ class ChosenAttention:
                 *parts,
                 out,
             ),
+            shared=self._tile.shared_bytes,
         )
         if dealt:
             launch(self._merge, (n, shape.heads), 128, (choosing, layer.sinks, *parts, out))

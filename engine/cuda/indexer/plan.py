@@ -21,6 +21,8 @@ FEWEST_SCORED = 128
 FEW_ROWS = 4
 """Up to so many rows the chosen positions of a row are dealt to several blocks."""
 
+_CHOSEN_FILES = (*COMMON_FILES, "attention_chosen.cuh")
+
 _LEAST_RANGE = 128
 """Positions of a range, at least, where there are several."""
 
@@ -66,19 +68,29 @@ class IndexerShape:
         """Builds index_append."""
         return ("cache_numbers.cuh", "index_append.cu"), self._cache_defines()
 
-    def scores_job(self) -> Job:
-        """Builds index_scores."""
+    def scores_job(self, *, plain: bool = False) -> Job:
+        """Builds index_scores. plain: in float32 also where tensor cores could multiply."""
         sizes = {"INDEX_HEADS": self.heads, "BLOCK": self.block, "BY_HEAD": int(self.by_head)}
-        return ("cache_numbers.cuh", "index_scores.cu"), self._cache_defines() | sizes
+        fits = self.heads <= 64 and self.width <= 128 and self.width % 16 == 0 and PAGE == 64
+        tensor_cores = fits and self.kv_type is KvType.F16 and not (self.by_head or plain)
+        variant = "half" if tensor_cores else "plain"
+        return ("cache_numbers.cuh", f"index_scores_{variant}.cu"), self._cache_defines() | sizes
 
     def choose_job(self) -> Job:
         """Builds index_choose."""
         return ("index_choose.cu",), {"CHOICES": self.choices, "BLOCK": self.block}
 
-    def attention_job(self, attention: AttentionShape) -> Job:
-        """Builds attention_chosen and merge_chosen."""
-        own = {"HEAD_TILE": head_tile(attention), "CHOICES": self.choices, "BLOCK": self.block}
-        return (*COMMON_FILES, "attention_chosen.cu"), attention.defines() | own
+    def attention_job(self, attention: AttentionShape, tile: HeadTile) -> Job:
+        """Builds attention_chosen."""
+        variant = "half" if tile.tensor_cores else "plain"
+        return (*_CHOSEN_FILES, f"attention_chosen_{variant}.cu"), self._chosen_defines(attention, tile)
+
+    def merge_job(self, attention: AttentionShape, tile: HeadTile) -> Job:
+        """Builds merge_chosen."""
+        return (*_CHOSEN_FILES, "merge_chosen.cu"), self._chosen_defines(attention, tile)
+
+    def _chosen_defines(self, attention: AttentionShape, tile: HeadTile) -> dict[str, object]:
+        return attention.defines() | {"HEAD_TILE": tile.heads, "CHOICES": self.choices, "BLOCK": self.block}
 
     def _cache_defines(self) -> dict[str, object]:
         return {"CACHE_HALF": int(self.kv_type is KvType.F16), "PAGE": PAGE, "INDEX_WIDTH": self.width}
@@ -98,14 +110,31 @@ def indexer_shape(config: IndexerConfig, kv_type: KvType) -> IndexerShape:
     )
 
 
-def head_tile(attention: AttentionShape) -> int:
-    """Query heads of one cache head that a block serves."""
-    return min(attention.heads // attention.kv_heads, 8 if attention.value_dim <= 256 else 4)
+@dataclass(frozen=True)
+class HeadTile:
+    """What a block of attention_chosen does.
+
+    Attributes:
+        heads: query heads of one cache head that it serves.
+        shared_bytes: dynamic shared memory. tensor_cores: whether it multiplies there; else in float32.
+        columns: blocks side by side for one row.
+    """
+
+    heads: int
+    shared_bytes: int
+    tensor_cores: bool
+    columns: int
 
 
-def columns(attention: AttentionShape) -> int:
-    """Blocks side by side for one row."""
-    return attention.kv_heads * -(-(attention.heads // attention.kv_heads) // head_tile(attention))
+def head_tile(attention: AttentionShape, *, plain: bool = False) -> HeadTile:
+    """The tile of a shape. plain: in float32 also where tensor cores could multiply."""
+    key, value, group = attention.key_dim, attention.value_dim, attention.heads // attention.kv_heads
+    if attention.kv_type is KvType.F16 and key % 16 == value % 16 == 0 and not plain:
+        n, rows = 16, key + 8 + (0 if attention.values_in_keys else value + 8)
+        shared = 2 * 32 * rows + 2 * 2 * n * 40 + 4 * 8 * n * 33 + 2 * 4 * 32 + 3 * 4 * n  # struct Chosen
+        return HeadTile(n, shared, True, attention.kv_heads * -(-group // n))
+    n = min(group, 8 if value <= 256 else 4)
+    return HeadTile(n, 0, False, attention.kv_heads * -(-group // n))
 
 
 @dataclass(frozen=True)
@@ -116,10 +145,12 @@ class Ranges:
     length: int
 
 
-def ranges_of(shape: IndexerShape, attention: AttentionShape, context_length: int, multiprocessors: int) -> Ranges:
+def ranges_of(
+    shape: IndexerShape, attention: AttentionShape, tile: HeadTile, context_length: int, multiprocessors: int
+) -> Ranges:
     """The ranges that give every multiprocessor a block where a step has one row."""
     positions = shape.count(context_length) * shape.block
-    wanted = max(1, multiprocessors // columns(attention))
+    wanted = max(1, multiprocessors // tile.columns)
     length = max(_LEAST_RANGE, -(-positions // wanted))
     length = -(-length // 32) * 32
     return Ranges(max(1, -(-positions // length)), length)

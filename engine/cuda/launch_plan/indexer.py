@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.config import KvType
 from engine.cuda.attention.attention_plan import AttentionShape
-from engine.cuda.indexer.plan import FEW_ROWS, IndexerShape, indexer_shape, scored_rows
+from engine.cuda.indexer.plan import FEW_ROWS, IndexerShape, head_tile, indexer_shape, scored_rows
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Launch, Step
 from engine.model.config import IndexerConfig
@@ -89,10 +89,10 @@ class IndexerPlan:
 
     def attended(self, step: Step) -> Iterator[Launch]:
         """Attention of the rows that choose."""
-        job = self.shape.attention_job(self.attention)
-        yield Launch("attention_chosen", job)
+        tile = head_tile(self.attention)
+        yield Launch("attention_chosen", self.shape.attention_job(self.attention, tile))
         if step.n_rows <= FEW_ROWS:
-            yield Launch("merge_chosen", job)
+            yield Launch("merge_chosen", self.shape.merge_job(self.attention, tile))
 
 
 def describe_indexer(

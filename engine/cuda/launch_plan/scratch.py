@@ -9,6 +9,7 @@ from engine.cuda.indexer.plan import (
     IndexerShape,
     Ranges,
     choice_arrays,
+    head_tile,
     n_bytes,
     range_arrays,
     ranges_of,
@@ -26,7 +27,9 @@ def all_choice_arrays(plan: LaunchPlan, context_length: int) -> dict[IndexerShap
 def all_ranges(plan: LaunchPlan, context_length: int) -> dict[tuple[IndexerShape, AttentionShape], Ranges]:
     """How chosen positions are cut, for every pair of indexer and heads."""
     return {
-        (one.shape, one.attention): ranges_of(one.shape, one.attention, context_length, plan.card.multiprocessors)
+        (one.shape, one.attention): ranges_of(
+            one.shape, one.attention, head_tile(one.attention), context_length, plan.card.multiprocessors
+        )
         for one in plan.indexers
     }
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.indexer.indexer import Choice, ChosenAttention, Rows, Scored, allocate
-from engine.cuda.indexer.plan import range_arrays, scored_rows
+from engine.cuda.indexer.plan import head_tile, range_arrays, scored_rows
 from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.scratch import all_choice_arrays, all_ranges
@@ -43,7 +43,9 @@ class Indexers:
             for shape, arrays in all_choice_arrays(plan, context_length).items()
         }
         self._attention = {
-            (shape, heads): ChosenAttention(self._choices[shape], heads, ranges, allocate(range_arrays(heads, ranges)))
+            (shape, heads): ChosenAttention(
+                self._choices[shape], heads, head_tile(heads), ranges, allocate(range_arrays(heads, ranges))
+            )
             for (shape, heads), ranges in all_ranges(plan, context_length).items()
         }
 

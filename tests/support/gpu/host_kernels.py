@@ -57,6 +57,7 @@ class HostKernels:
             source += "".join(f"\n#define {name} {value}" for name, value in defines.items())
             # In a namespace of its own; C linkage would make one function of all of them.
             body = "".join(text[name] for name in files).replace('extern "C" __global__', "static")
+            body = re.sub(r"extern __shared__ (.*?)\[\];", r"static \1[227 << 10];", body)
             body = re.sub(r'asm\("ex2\..*?;\n', "y = exp2f(x);\n", body)
             source += f"\nnamespace of_{i} {{\n{body}"
             for name, parameters in _KERNEL.findall(text[files[-1]]):

@@ -1,4 +1,5 @@
-// Scores that an indexer gives to the positions before a row, or with BY_HEAD to blocks of them.
+// Scores that an indexer gives to the positions before a row, or with BY_HEAD to blocks of them, in float32; the twin that
+// index_scores_half.cu is compared with.
 //
 // grid (X, T), 256 threads: the X blocks of a row share its positions; which of them computes a score does not change it. Rows
 // with position -1 are left alone. q float32, q_row floats from row to row: [INDEX_HEADS][INDEX_WIDTH]. cache

@@ -1,40 +1,12 @@
-// Attention of single rows over the positions that an indexer has chosen, in float32 for any head width and cache type.
+// Attention over chosen positions in float32 for any head width and cache type; see attention_chosen.cuh, which is needed.
 //
-// attention_chosen: grid (T, KV_HEADS * HEAD_TILES * R), 256 threads. A block serves up to HEAD_TILE query heads of one cache
-// head. The chosen positions are cut into n_ranges ranges of `range`; where they are `dealt`, R is n_ranges and a block has
-// one of them and leaves a partial sum, else R is 1 and it has them all. Partial sums are added in the order of the ranges with the same instructions,
-// by merge_chosen (grid (T, HEADS), 128 threads) or by the block itself: the same bits. Rows with position -1 are left alone.
-// qkv float32 [T][ROW_WIDTH] with rotated queries, whose keys and values are in the cache; block_table int32
-// [sequences][max_pages]; row_sequence, positions int32 [T]; chosen int32 [T][CHOICES][count], ascending blocks of BLOCK
-// positions for each cache head, or one choice for all; positions of a block that are behind the row are left out;
-// partial float32 [T][HEADS][n_ranges][VALUE_DIM]; partial_max_sum float2 [T][HEADS][n_ranges]; out float32
-// [T][HEADS * VALUE_DIM]. Defines: HEAD_TILE, CHOICES, BLOCK, and those of attention_common.cuh, which is needed.
+// A warp takes tiles of 32 positions: one lane per position for the scores, lanes along the values. This is the path of the
+// float32 cache, and the twin that the one with tensor cores is compared with.
 
-#define THREADS 256
-#define WARPS 8
-#define TILE 32
-#define HEAD_TILES ((GROUP + HEAD_TILE - 1) / HEAD_TILE)
 #define KEY_STEP (KEY_DIM % 4 == 0 ? 4 : 1)
 #define VALUE_STEP (KEY_DIM % 4 == 0 && VALUE_DIM % 4 == 0 ? 4 : 1)
 #define CHUNKS ((VALUE_DIM + WARP * VALUE_STEP - 1) / (WARP * VALUE_STEP))
 #define OWN ((VALUE_DIM + THREADS - 1) / THREADS)  // numbers of a head's sum that one thread keeps
-
-struct Sum {  // of weights relative to 2^top
-    float top, weight;
-};
-
-// Factors of two sums of values in their joint sum, which becomes the first.
-DEVICE float2 join(Sum& all, Sum more) {
-    const float risen = fmaxf(all.top, more.top);
-    const float2 factors = make_float2(power2(all.top - risen), power2(more.top - risen));
-    all.weight = fmaf(all.weight, factors.x, __fmul_rn(more.weight, factors.y));
-    all.top = risen;
-    return factors;
-}
-
-DEVICE float joined(float all, float more, float2 factors) {
-    return fmaf(all, factors.x, __fmul_rn(more, factors.y));
-}
 
 extern "C" __global__ void __launch_bounds__(256)
     attention_chosen(const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,
@@ -73,11 +45,8 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int h = 0; h < HEAD_TILE; ++h) top[h] = LOWEST, sum[h] = 0.0f;
         for (int start = split * range + warp * TILE; start < high; start += WARPS * TILE) {
-            const int place = start + lane;
-            const int p = place < high ? list[place / BLOCK] * BLOCK + place % BLOCK : position + 1;
-            const int page = p <= position ? pages[p / PAGE] : -1;
-            const bool seen = page >= 0;
-            const int at = seen ? (int)cache_row(page, kv_head, p) : 0;  // rows of keys and values
+            const int found = chosen_row(list, start + lane, high, position, pages, kv_head), at = max(found, 0);
+            const bool seen = found >= 0;
             const cache_t* key = cache_k + (i64)at * KEY_DIM;
             float s[HEAD_TILE] = {};
 #pragma unroll 4
@@ -168,28 +137,5 @@ extern "C" __global__ void __launch_bounds__(256)
             const int d = threadIdx.x + i * THREADS;
             if (d < VALUE_DIM) out[((i64)row * HEADS + head0 + h) * VALUE_DIM + d] = totals[h][i] * f;
         }
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-    merge_chosen(const int* positions, const float* sinks, int n_ranges, const float* partial,
-                 const float2* partial_max_sum, float* out) {
-    pdl_launch();
-    pdl_wait();
-    if (positions[blockIdx.x] < 0) return;
-    const i64 place = (i64)blockIdx.x * HEADS + blockIdx.y;
-    for (int d = threadIdx.x; d < VALUE_DIM; d += 128) {
-        Sum all;
-        all.top = LOWEST, all.weight = 0.0f;
-        float total = 0.0f;
-        for (int split = 0; split < n_ranges; ++split) {
-            const i64 slot = place * n_ranges + split;
-            const float2 one = partial_max_sum[slot];
-            Sum more;
-            more.top = one.x, more.weight = one.y;
-            const float2 factors = join(all, more);
-            total = joined(total, partial[slot * VALUE_DIM + d], factors);
-        }
-        out[place * VALUE_DIM + d] = total * final_factor(all.top, all.weight, sinks, blockIdx.y);
     }
 }
