@@ -157,7 +157,7 @@ def jobs_for(arch):
     jobs += [matvec_plan.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     jobs += batch_jobs(decode_gemm_plan) if arch == 90 else []
     routing = router.KernelRouting(128, 8, gating=tuple(router.Gating)[turn % len(router.Gating)])
-    jobs += [router.router_job(type) for type in matvec_plan.UNQUANTIZED]
+    jobs += [router.router_job(type, arch) for type in matvec_plan.UNQUANTIZED]
     for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
         activation = tuple(KernelActivation)[turn % len(KernelActivation)]
         jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)

@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 
-from engine.cuda.driver.compiler import shared_limit
+from engine.cuda.driver.compiler import device_arch, shared_limit
 from engine.cuda.experts.heads import HeadProducts, head_job
 from engine.cuda.experts.moe import ExpertProducts, build_jobs, can_gather, down_bytes, gate_up_bytes
-from engine.cuda.experts.router import Gating, KernelRouting, route, route_job, router_job, score_experts
+from engine.cuda.experts.router import (
+    Gating,
+    KernelRouting,
+    can_score_together,
+    route,
+    route_job,
+    router_job,
+    score_experts,
+)
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.cuda.matrix.matvec_plan import UNQUANTIZED
 from engine.cuda.rows.activation import KernelActivation
@@ -30,8 +38,8 @@ def test_kernels_build_for_every_architecture(arch):
     for job in (
         *build_jobs(GGMLType.Q4_K, GGMLType.F16, KernelActivation.SILU, routing, arch, 768, 2048),
         route_job(KernelRouting(3, 1)),
-        router_job(GGMLType.F32),
-        router_job(GGMLType.BF16),
+        router_job(GGMLType.F32, arch),
+        router_job(GGMLType.BF16, arch),
         head_job(GGMLType.Q8_0, 16, arch),
     ):
         assert compiler.compile_cubin(compiler.kernel_source(*job), arch)
@@ -199,10 +207,13 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", sorted(UNQUANTIZED))
-@pytest.mark.parametrize(("experts", "columns"), [(128, 2048), (5, 64), (40, 7168), (17, 9216)])
+@pytest.mark.parametrize(("experts", "columns"), [(128, 2048), (257, 2048), (5, 64), (40, 7168), (17, 9216)])
 @pytest.mark.parametrize("whole", [False, True])
-def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
+@pytest.mark.parametrize("together", [False, True])
+def test_scores_against_float64(cupy, rng, type, experts, columns, whole, together):
     """With norm, bias and factor, and without; a row alone has the same bits. A block has several of many rows."""
+    if together and not can_score_together(type, columns, device_arch()):
+        pytest.skip("rows one by one")
     raw = random_rows(rng, type, experts, columns)
     weights = dequantize(raw.reshape(-1), type).astype(np.float64).reshape(experts, columns)
     bias = rng.standard_normal(experts).astype(np.float32) if whole else None
@@ -210,7 +221,7 @@ def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
     router = packed(cupy, type, raw, columns)
     x = rng.standard_normal((300, columns)).astype(np.float32)
     on_device, weight = cupy.asarray(x), None if norm is None else cupy.asarray(norm)
-    more = {"bias": None if bias is None else cupy.asarray(bias), "alpha": 0.5 if whole else 1.0}
+    more = {"bias": None if bias is None else cupy.asarray(bias), "alpha": 0.5 if whole else 1.0, "together": together}
     scores = cupy.full((len(x), experts), np.nan, np.float32)
     score_experts(router, on_device, scores, norm=weight, eps=1e-6, **more)
     n = x.astype(np.float64)

@@ -79,12 +79,13 @@ class Mixture:
         )  # fmt: skip
         self.cupy = cupy
 
-    def run(self, x, scores, norm=None, positions=None):
+    def run(self, x, scores, norm=None, positions=None, emitted=None):
         _, _, f, d = self.size
         room = self.cupy.full(room_bytes(len(x), self.routing, f, d), 255, np.uint8)  # not-a-numbers
         out = self.cupy.asarray(x)
         norm = None if norm is None else self.cupy.asarray(norm)
-        self.products(out, self.cupy.asarray(scores), room, out, norm=norm, eps=1e-6, positions=positions)
+        self.products(out, self.cupy.asarray(scores), room, out, norm=norm, eps=1e-6, positions=positions,
+                      emitted=emitted)  # fmt: skip
         return out.get()
 
     def inputs(self, rng, rows):
@@ -197,6 +198,27 @@ def test_a_row_has_the_same_bits_among_any_others(cupy, rng, types):
         np.testing.assert_array_equal(mixture.run(x[pick], scores[pick], norm), whole[pick])
     same = np.zeros(40, int) + 11  # one row forty times: five groups of every expert
     np.testing.assert_array_equal(mixture.run(x[same], scores[same], norm), whole[same])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [17, 64])
+def test_the_operand_of_the_next_product_is_left(cupy, rng, rows):
+    """The bytes that its own kernel would have made of the result, inactive rows included."""
+    from engine.cuda.driver.compiler import build
+    from engine.cuda.driver.launch import launch
+    from engine.cuda.matrix.decode_gemm_plan import groups_of_eight, operand_bytes, operand_job
+
+    mixture = Mixture(cupy, rng, (Q4, Q6), size=(12, 3, 256, 1280))
+    x, scores = mixture.inputs(rng, rows)
+    after = cupy.asarray(rng.standard_normal(1280).astype(np.float32))
+    left, expected = (cupy.zeros(operand_bytes(1280), np.uint8) for _ in range(2))
+    positions = cupy.asarray(np.where(np.arange(rows) % 5 == 3, -1, 7).astype(np.int32))
+    out = cupy.asarray(mixture.run(x, scores, mixture.norm(rng), positions, (after, left)))
+    groups = groups_of_eight(rows)
+    launch(
+        build(operand_job()[0]).get("batch_operand"), (5, groups), 256, (out, 1280, after, 1280, rows, groups, expected)
+    )
+    np.testing.assert_array_equal(left.get(), expected.get())
 
 
 @pytest.mark.gpu

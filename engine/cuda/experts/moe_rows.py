@@ -16,6 +16,7 @@ from engine.cuda.driver.launch import launch
 from engine.cuda.experts.router import KernelRouting, route, route_job
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix.decode_gemm_plan import groups_of_eight
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 
@@ -28,7 +29,7 @@ _FILES = (
     "activation.cuh",
     "moe_rows.cu",
 )
-_BEGIN_FILES = ("moe_rows_begin.cu",)
+_BEGIN_FILES = ("decode_gemm_convert.cuh", "moe_rows_begin.cu")
 _ARCH = 90
 GROUP = 8
 """Pairs of a group: the columns of one product of the tensor cores."""
@@ -41,7 +42,8 @@ On an H200, 8 of 128 experts of 768 x 2048, Q4_K with half of down Q6_K, microse
 1 row 22 and 13, 4 rows 42 and 44, 8 rows 61 and 80, 16 rows 85 and 150, 64 rows 119 and 570."""
 _ALIGNED = 1024
 _BEGIN_WARPS = 16
-_END_COLUMNS = 512
+_END_COLUMNS = 1024
+_END_THREADS = 128
 
 Job = tuple[tuple[str, ...], dict[str, object]]
 
@@ -175,6 +177,7 @@ class RowExperts:
         norm: DeviceArray | None = None,
         eps: float = 0.0,
         positions: DeviceArray | None = None,
+        emitted: tuple[DeviceArray | None, DeviceArray] | None = None,
     ) -> None:
         """Adds the experts that each row chooses.
 
@@ -186,11 +189,13 @@ class RowExperts:
             norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
             eps: its epsilon.
             positions: int32 (B,); rows with -1 are left alone. None: there are none.
+            emitted: see DecodeGemm; of one turn.
         """
+        assert emitted is None or int(x.shape[0]) <= MAX_ROWS
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             turn = slice(first, first + MAX_ROWS)
             active = None if positions is None else positions[turn]
-            self._turn(x[turn], scores[turn], room, out[turn], norm, eps, active)
+            self._turn(x[turn], scores[turn], room, out[turn], norm, eps, active, emitted)
 
     def _turn(
         self,
@@ -201,6 +206,7 @@ class RowExperts:
         norm: DeviceArray | None,
         eps: float,
         positions: DeviceArray | None,
+        emitted: tuple[DeviceArray | None, DeviceArray] | None,
     ) -> None:
         import cupy
 
@@ -237,8 +243,9 @@ class RowExperts:
         self._multiply("moe_rows_gate_up", self._gate_up, table, operand, (*biases, hidden))
         self._multiply("moe_rows_down", self._down, table, hidden, (self._down_bias, operand))
         weights = None if self._weigh_input else chosen[1]
-        end = (operand, places, weights, used, columns, out, out.strides[0] // 4)
-        launch(kernels.get("moe_rows_end"), (-(-columns // _END_COLUMNS), rows), _END_COLUMNS // 4, end)
+        after, left = emitted or (None, None)
+        end = (operand, places, weights, used, columns, out, out.strides[0] // 4, after, groups_of_eight(rows), left)
+        launch(kernels.get("moe_rows_end"), (-(-columns // _END_COLUMNS), rows), _END_THREADS, end)
 
     def _multiply(
         self, name: str, matrix: PackedMatrix, table: DeviceArray, operand: DeviceArray, more: tuple[Argument, ...]

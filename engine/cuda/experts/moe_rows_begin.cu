@@ -76,26 +76,41 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     }
 }
 
-// out[row] += sum over u, in their order, of weights[row, u] * y[places[row, u]]; weights null: of 1. grid: (512 columns,
-// rows), 128 threads.
+// out[row] += sum over u, in their order, of weights[row, u] * y[places[row, u]]; weights null: of 1. A warp has 256 columns of
+// a row. operand (may be null): the result, times norm, as decode_gemm.cu reads it, for nt groups of 8 rows.
+// grid: (1024 columns, rows), 128 threads.
 extern "C" __global__ void __launch_bounds__(128)
-    moe_rows_end(const float* y, const int* places, const float* weights, int used, int columns, float* out, int stride) {
+    moe_rows_end(const float* y, const int* places, const float* weights, int used, int columns, float* out, int stride,
+                 const float* norm, int nt, u8* operand) {
     pdl_launch();
+    const int lane = threadIdx.x & 31, row = blockIdx.y, part = blockIdx.x * 4 + (threadIdx.x >> 5);
+    float4 v[2] = {}, factor[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+        if (norm) factor[i] = four_of(norm, part * 256 + i * 128 + lane * 4, columns, true);
     pdl_wait();
-    const int k = (blockIdx.x * 128 + threadIdx.x) * 4;
-    const int* const place = places + (i64)blockIdx.y * used;
-    const float* const weight = weights + (i64)blockIdx.y * used;
-    if (k >= columns || place[0] < 0) return;
-    float* const at = out + (i64)blockIdx.y * stride + k;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (part * 256 >= columns) return;
+    const int* const place = places + (i64)row * used;
+    const float* const weight = weights + (i64)row * used;
+    const bool active = place[0] >= 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int k = part * 256 + i * 128 + lane * 4;
+        if (k >= columns) continue;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (active) {
 #pragma unroll 8
-    for (int u = 0; u < used; ++u) {
-        const float4 v = __ldcg((const float4*)(y + (i64)place[u] * columns + k));
-        const float w = weights ? weight[u] : 1.0f;
-        sum.x = fmaf(w, v.x, sum.x), sum.y = fmaf(w, v.y, sum.y);
-        sum.z = fmaf(w, v.z, sum.z), sum.w = fmaf(w, v.w, sum.w);
+            for (int u = 0; u < used; ++u) {
+                const float4 of = __ldcg((const float4*)(y + (i64)place[u] * columns + k));
+                const float w = weights ? weight[u] : 1.0f;
+                sum.x = fmaf(w, of.x, sum.x), sum.y = fmaf(w, of.y, sum.y);
+                sum.z = fmaf(w, of.z, sum.z), sum.w = fmaf(w, of.w, sum.w);
+            }
+        }
+        float* const at = out + (i64)row * stride + k;
+        v[i] = *(const float4*)at;
+        v[i].x += sum.x, v[i].y += sum.y, v[i].z += sum.z, v[i].w += sum.w;
+        if (active) *(float4*)at = v[i];
     }
-    float4 before = *(const float4*)at;
-    before.x += sum.x, before.y += sum.y, before.z += sum.z, before.w += sum.w;
-    *(float4*)at = before;
+    if (operand) convert(v, factor, norm != nullptr, row, nt, lane, operand + (i64)part * operand_bytes(nt));
 }

@@ -97,3 +97,108 @@ extern "C" __global__ void __launch_bounds__(1024)
         if (row + gridDim.y < rows) __syncthreads();  // the sums have been read
     }
 }
+
+// ---- up to 64 rows on tensor cores ---------------------------------------------------------------------------------
+#if ROWS_TOGETHER
+
+// The same for float32 routers and 8 rows of x together: router.cu's blocks would read x once for every two experts.
+//
+// grid: (tiles, eights of rows), blockDim a multiple of 32. A warp takes 128 columns at a time, whose weights it asks for
+// before the wait. A weight is two halfs of 11 bits, x is cut into 11 bits and what they leave: three products of TF32 are
+// as exact as float32. Their sums are cut off, not rounded, so they reach over 128 columns, and are then added in order.
+// Shared memory: of each 128 columns 8 x SUM_STRIDE floats, and the norm's weights.
+constexpr int TOGETHER = 8, SEGMENT = 128, SIXTEENS = SEGMENT / 16, SUM_STRIDE = 17;  // 16 experts and the square of x
+static_assert(PIECES == 2 && FORMAT::COLUMNS % SEGMENT == 0, "two halfs, and whole segments of zeros behind the columns");
+
+DEVICE void cut(float value, float& first, float& rest) {
+    first = __uint_as_float(__float_as_uint(value) & 0xffffe000u);
+    rest = value - first;
+}
+
+struct Segment {
+    uint4 first[SIXTEENS], rest[SIXTEENS];
+    __device__ __forceinline__ void load(const u8* at, int lane) {
+#pragma unroll
+        for (int i = 0; i < SIXTEENS; ++i) {
+            first[i] = load_stream(at + i * 1024 + lane * 16);
+            rest[i] = load_stream(at + i * 1024 + 512 + lane * 16);
+        }
+    }
+};
+
+// The left operand of columns 4t + 2 half and the next one: k t and t + 4 of the tensor cores.
+DEVICE void left_of(const uint4& piece, int half, float* a) {
+    const u32 low = half ? piece.z : piece.x, high = half ? piece.w : piece.y;
+    a[0] = low_half(low), a[1] = low_half(high), a[2] = high_half(low), a[3] = high_half(high);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    router_rows(const u8* data, const float* scale, int experts, int chunks, int columns, const float* x, int x_stride,
+                int rows, const float* norm, float eps, const float* bias, float alpha, float* scores, float one_column) {
+    DYNAMIC_SHARED(shared);
+    float* const partial = (float*)shared;  // [segment][row][expert]
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, g = lane >> 2, t = lane & 3;
+    const int segments = (columns + SEGMENT - 1) / SEGMENT, row = blockIdx.y * TOGETHER + g;
+    float* const factors = partial + segments * (TOGETHER * SUM_STRIDE);
+    const u8* const tile = data + (i64)blockIdx.x * chunks * FORMAT::CHUNK_BYTES;
+    Segment weights;
+    if (warp < segments) weights.load(tile + (i64)warp * (SIXTEENS * 1024), lane);
+    if (norm)
+        for (int i = threadIdx.x; i * 4 < columns; i += blockDim.x)
+            ((float4*)factors)[i] = __ldg((const float4*)norm + i);
+    __syncthreads();
+    pdl_wait();
+    pdl_launch();
+    const float* const from = x + (i64)min(row, rows - 1) * x_stride + t * 4;
+    for (int segment = warp; segment < segments; segment += warps) {
+        if (segment != warp) weights.load(tile + (i64)segment * (SIXTEENS * 1024), lane);
+        float4 v[SIXTEENS];
+#pragma unroll
+        for (int i = 0; i < SIXTEENS; ++i) {
+            const int column = segment * SEGMENT + i * 16;
+            v[i] = column + t * 4 < columns ? __ldcg((const float4*)(from + column)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        float sums[2][4] = {}, square = 0.0f;  // of the two halves, so that products do not wait for each other
+#pragma unroll
+        for (int i = 0; i < SIXTEENS; ++i) {
+            const int column = segment * SEGMENT + i * 16 + t * 4;
+            square = dot(v[i], v[i], square);
+            if (norm && column < columns) {
+                const float4 by = *(const float4*)(factors + column);
+                v[i].x *= by.x, v[i].y *= by.y, v[i].z *= by.z, v[i].w *= by.w;
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float first[4], rest[4], right[2], left[2];
+                left_of(weights.first[i], half, first), left_of(weights.rest[i], half, rest);
+                cut(half ? v[i].z : v[i].x, right[0], left[0]);
+                cut(half ? v[i].w : v[i].y, right[1], left[1]);
+                float* const sum = sums[half];  // small terms first
+                mma8(sum, rest[0], rest[1], rest[2], rest[3], right[0], right[1]);
+                mma8(sum, first[0], first[1], first[2], first[3], left[0], left[1]);
+                mma8(sum, first[0], first[1], first[2], first[3], right[0], right[1]);
+            }
+        }
+        float* const to = partial + segment * (TOGETHER * SUM_STRIDE);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) to[(2 * t + (n & 1)) * SUM_STRIDE + g + (n >> 1) * 8] = sums[0][n] + sums[1][n];
+        square += __shfl_xor_sync(FULL_MASK, square, 1);
+        square += __shfl_xor_sync(FULL_MASK, square, 2);
+        if (t == 0) to[g * SUM_STRIDE + 16] = square;
+    }
+    __syncthreads();
+    for (int at = threadIdx.x; at < TOGETHER * 16; at += blockDim.x) {
+        const int own = at >> 4, expert = blockIdx.x * 16 + (at & 15), out = blockIdx.y * TOGETHER + own;
+        if (expert >= experts || out >= rows) continue;
+        float score = 0.0f, square = 0.0f;
+        for (int segment = 0; segment < segments; ++segment) {
+            const float* const of = partial + (segment * TOGETHER + own) * SUM_STRIDE;
+            score += of[at & 15], square += of[16];
+        }
+        if (FORMAT::HAS_SCALE) score *= scale[0];
+        if (norm) score *= rsqrtf(fmaf(square, one_column, eps));
+        if (bias) score += bias[expert];
+        scores[(i64)out * experts + expert] = score * alpha;
+    }
+}
+#endif

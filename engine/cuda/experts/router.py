@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from engine.cuda.driver.arrays import DeviceArray, Stream
-from engine.cuda.driver.compiler import build
+from engine.cuda.driver.compiler import build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix.matvec import multiprocessor_count
 from engine.cuda.matrix.matvec_plan import UNQUANTIZED, Job
 from engine.gguf.types import GGMLType
 
@@ -22,6 +23,10 @@ MAX_EXPERTS = 1024
 MAX_USED = 32
 _FOURS = 2  # of columns, that a thread of the kernel keeps in registers
 _BLOCKS = 1024  # of a launch for many rows: about what a card holds at once; a block then has several rows
+_TOGETHER = 8  # rows that router_rows multiplies together
+_SEGMENT, _SEGMENT_FLOATS = 128, 8 * 17  # columns that its warps take at a time, and the sums of them
+_SEGMENTS = 64
+_TF32_ARCH = 80
 
 
 class Gating(IntEnum):
@@ -131,14 +136,25 @@ def route_job(routing: KernelRouting) -> Job:
     return _ROUTE_FILES, routing.defines
 
 
+def _multiprocessors() -> int:
+    import cupy
+
+    return multiprocessor_count(int(cupy.cuda.runtime.getDevice()))
+
+
 def can_score(type: GGMLType, columns: int) -> bool:
     """Whether a router of this type and width has the kernel."""
     return type in UNQUANTIZED and columns % 4 == 0
 
 
-def router_job(type: GGMLType) -> Job:
-    """The (files, defines) pair of the kernel, for compiler.prebuild."""
-    return _FILES, {"FORMAT": type.name}
+def can_score_together(type: GGMLType, columns: int, arch: int) -> bool:
+    """Whether score_experts() multiplies 8 rows together: float32 routers, and TF32 on the card."""
+    return type is GGMLType.F32 and can_score(type, columns) and columns <= _SEGMENT * _SEGMENTS and arch >= _TF32_ARCH
+
+
+def router_job(type: GGMLType, arch: int) -> Job:
+    """The (files, defines) pair of the kernels, for compiler.prebuild."""
+    return _FILES, {"FORMAT": type.name, "ROWS_TOGETHER": int(can_score_together(type, 4, arch))}
 
 
 def score_experts(
@@ -150,11 +166,13 @@ def score_experts(
     alpha: float = 1.0,
     norm: DeviceArray | None = None,
     eps: float = 0.0,
+    together: bool = False,
     stream: Stream | None = None,
 ) -> None:
     """scores = alpha * (W norm(x) + bias).
 
-    A row's bits do not depend on the other rows. It waits for its predecessors before it lets its successor start.
+    A row's bits do not depend on the other rows, but on `together`. It waits for its predecessors before it lets its
+    successor start.
 
     Args:
         matrix: W (E, D), what can_score() allows.
@@ -164,6 +182,7 @@ def score_experts(
         alpha: factor of the result.
         norm: float32 (D,), weight of an RMSNorm applied to x, aligned to 16 bytes; None for none.
         eps: its epsilon.
+        together: rows are multiplied 8 at a time, on tensor cores; needs can_score_together().
         stream: the current stream when left out.
     """
     assert can_score(matrix.type, matrix.columns) and not matrix.paired
@@ -171,7 +190,8 @@ def score_experts(
     assert x.shape == (scores.shape[0], matrix.columns)
     assert scores.shape[1] == matrix.rows
     assert scores.flags.c_contiguous
-    files, defines = router_job(matrix.type)
+    arch = device_arch()
+    files, defines = router_job(matrix.type, arch)
     fours = matrix.columns // 4
     threads = min(1024, max(32, -(-fours // (_FOURS * 32)) * 32))
     args = (
@@ -190,6 +210,17 @@ def score_experts(
         scores,
         1.0 / matrix.columns,
     )
+    if together:
+        assert can_score_together(matrix.type, matrix.columns, arch)
+        segments = -(-matrix.columns // _SEGMENT)
+        shared = 4 * (segments * _SEGMENT_FLOATS + matrix.columns)
+        grid = matrix.tiles, -(-int(x.shape[0]) // _TOGETHER)
+        # Half as many warps where blocks of 16, which fill a multiprocessor, would need another round.
+        warps = min(16, segments) if grid[0] * grid[1] <= _multiprocessors() else min(8, segments)
+        kernel = build(files, defines=defines).get("router_rows")
+        kernel.allow_shared(shared)
+        launch(kernel, grid, 32 * warps, args, shared=shared, stream=stream)
+        return
     blocks = matrix.tiles * 8
     grid = blocks, min(int(x.shape[0]), max(8, _BLOCKS // blocks))
     launch(build(files, defines=defines).get("router"), grid, threads, args, stream=stream)

@@ -261,8 +261,10 @@ def leaves_inside(layer: LayerPlan) -> bool:
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
     changed = layer.parallel or layer.changes_after or layer.ffn_skip is not None
-    if changed or isinstance(layer.ffn, (MoePlan, ChannelMixPlan)) or next_norm is not Norm.FOLDED:
+    if changed or isinstance(layer.ffn, ChannelMixPlan) or next_norm is not Norm.FOLDED:
         return False
+    if isinstance(layer.ffn, MoePlan):
+        return layer.ffn_post_norm is Norm.ABSENT and layer.ffn.emits
     if layer.ffn is None:
         mixed = layer.mixer is not None and layer.mixer.output.emits
         return mixed and layer.attn_post_norm is Norm.ABSENT

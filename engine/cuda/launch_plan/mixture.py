@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engine.cuda.experts import adjugate, moe, moe_rows, prefill
-from engine.cuda.experts.router import KernelRouting, route_job, router_job
+from engine.cuda.experts.router import KernelRouting, can_score_together, route_job, router_job
 from engine.cuda.launch_plan.families import Families, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.matrix import decode_gemm_plan
 from engine.model.config import AdjugateConfig
 
 _MANY_ROWS = frozenset({Family.EXPERTS_SHARED, Family.EXPERTS_GROUPED})
@@ -118,6 +119,19 @@ class MoePlan:
         if phase is Phase.DECODE and self.scores_alone and (few or product is not Family.DECODE_GEMM):
             return Family.ROUTER
         return product
+
+    def scores_together(self, step: Step) -> bool:
+        """Whether ROUTER multiplies several rows at a time, where experts do so as well."""
+        (scores,) = self.router.parts
+        many = self.families.family_for(step.n_rows, step.phase) in _MANY_ROWS
+        return many and can_score_together(scores.types[0], scores.columns, step.card.arch)
+
+    @property
+    def emits(self) -> bool:
+        """Whether its last launch can leave the stream as the operand of DECODE_GEMM, where steps hand over."""
+        rows = decode_gemm_plan.FEW_ROWS + 1, decode_gemm_plan.MAX_ROWS
+        together = all(self.families.family_for(n) is Family.EXPERTS_SHARED for n in rows)
+        return together and self.shared is None and self.latent is None and not self.sums_apart
 
     def gathers(self, n_rows: int, phase: Phase) -> bool:
         """Whether rows go to the experts that they chose only."""
@@ -235,8 +249,12 @@ class MoePlan:
         """The router, and the norm of what it reads."""
         yield from step.norm(norm)
         if self.score_family(step.n_rows, step.phase) is Family.ROUTER:
-            job = router_job(self.router.parts[0].types[0])
-            yield Launch("router", job, Family.ROUTER, self.router.parts[0].matrices[0].tensors)
+            (scores,) = self.router.parts
+            job, kernel = (
+                router_job(scores.types[0], step.card.arch),
+                "router_rows" if self.scores_together(step) else "router",
+            )
+            yield Launch(kernel, job, Family.ROUTER, scores.matrices[0].tensors)
         else:
             yield from step.product(self.router)
 

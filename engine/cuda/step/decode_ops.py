@@ -131,7 +131,10 @@ class DecodeOps(CudaOps):
         if family is Family.EXPERTS_SHARED:
             assert room is not None
             assert moe.sharing is not None
-            moe.sharing(x, scores, room, out, norm=weight, eps=eps, positions=positions)
+            then, operand = inputs.then, self.buffers.stream_operand
+            assert operand is not None
+            emitted = None if then is None else (then.weight, operand)
+            moe.sharing(x, scores, room, out, norm=weight, eps=eps, positions=positions, emitted=emitted)
         else:
             self._prompts.grouped(moe, x, scores, room, out, norm, positions)
         return shared

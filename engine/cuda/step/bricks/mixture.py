@@ -15,16 +15,21 @@ from engine.cuda.launch_plan.mixture import AdjugatePlan
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops
+from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.bricks.skips import SkipBricks
 from engine.cuda.step.folding import Hidden, Read, Shared, columns_of, folded
 
 
 class MoeInputs(NamedTuple):
-    """What a mixture reads: its experts, its shared part, and the router's scores (T, routing.n_scores)."""
+    """What a mixture reads: its experts, its shared part, and the router's scores (T, routing.n_scores).
+
+    then: the norm of what reads the stream next, whose operand is left; None: none is.
+    """
 
     experts: Read
     shared: Read
     scores: DeviceArray
+    then: DeviceNorm | None
 
 
 class MixtureBricks(SkipBricks):
@@ -60,7 +65,8 @@ class MixtureBricks(SkipBricks):
             parts.clear(target)
         elif not gathers:  # the sum goes beside x, which every expert still reads
             row_ops.copy(x, target)
-        self._mixture(moe, family, MoeInputs(read, shared, scores), target)
+        then = self._norm_behind(layer) if layer.plan.leaves_behind and self.step.hands_over else None
+        self._mixture(moe, family, MoeInputs(read, shared, scores, then), target)
         if skip is not None:
             self._begin_skip(skip, x)
         if post is not None:
@@ -82,7 +88,10 @@ class MixtureBricks(SkipBricks):
             return
         (part,), (weight, eps) = moe.router.parts, folded(read.norm)
         (matrix,) = part.group.matrices
-        router.score_experts(matrix, read.x, scores, bias=part.bias, alpha=part.alpha, norm=weight, eps=eps)
+        together = moe.plan.scores_together(self.step)
+        router.score_experts(
+            matrix, read.x, scores, bias=part.bias, alpha=part.alpha, norm=weight, eps=eps, together=together
+        )
 
     def _mixture(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> None:
         """Adds chosen experts and the shared one to out, which may be x if rows go to their own experts."""
@@ -132,6 +141,10 @@ class MixtureBricks(SkipBricks):
         n, width, flat = self.n_rows, moe.plan.columns, self.buffers.latent.reshape(-1)
         read, given = flat[: n * width], flat[n * width : 2 * n * width]
         return read.reshape(n, width), given.reshape(n, width)
+
+    @abstractmethod
+    def _norm_behind(self, layer: DeviceLayer) -> DeviceNorm | None:
+        """The norm of what reads the stream behind a layer."""
 
     @abstractmethod
     def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
