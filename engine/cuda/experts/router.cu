@@ -104,16 +104,10 @@ extern "C" __global__ void __launch_bounds__(1024)
 // The same for float32 routers and 8 rows of x together: router.cu's blocks would read x once for every two experts.
 //
 // grid: (tiles, eights of rows), blockDim a multiple of 32. A warp takes 128 columns at a time, whose weights it asks for
-// before the wait. A weight is two halfs of 11 bits, x is cut into 11 bits and what they leave: three products of TF32 are
-// as exact as float32. Their sums are cut off, not rounded, so they reach over 128 columns, and are then added in order.
+// before the wait. Numbers are cut as float_parts.cuh says; sums over 128 columns are then added in order.
 // Shared memory: of each 128 columns 8 x SUM_STRIDE floats, and the norm's weights.
 constexpr int TOGETHER = 8, SEGMENT = 128, SIXTEENS = SEGMENT / 16, SUM_STRIDE = 17;  // 16 experts and the square of x
 static_assert(PIECES == 2 && FORMAT::COLUMNS % SEGMENT == 0, "two halfs, and whole segments of zeros behind the columns");
-
-DEVICE void cut(float value, float& first, float& rest) {
-    first = __uint_as_float(__float_as_uint(value) & 0xffffe000u);
-    rest = value - first;
-}
 
 struct Segment {
     uint4 first[SIXTEENS], rest[SIXTEENS];
@@ -125,12 +119,6 @@ struct Segment {
         }
     }
 };
-
-// The left operand of columns 4t + 2 half and the next one: k t and t + 4 of the tensor cores.
-DEVICE void left_of(const uint4& piece, int half, float* a) {
-    const u32 low = half ? piece.z : piece.x, high = half ? piece.w : piece.y;
-    a[0] = low_half(low), a[1] = low_half(high), a[2] = high_half(low), a[3] = high_half(high);
-}
 
 extern "C" __global__ void __launch_bounds__(512)
     router_rows(const u8* data, const float* scale, int experts, int chunks, int columns, const float* x, int x_stride,

@@ -17,7 +17,7 @@ from engine.cuda.matrix.matvec import multiprocessor_count
 from engine.cuda.matrix.matvec_plan import UNQUANTIZED, Job
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "router.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "float_parts.cuh", "router.cu")
 _ROUTE_FILES = ("route.cuh", "route.cu")
 MAX_EXPERTS = 1024
 MAX_USED = 32

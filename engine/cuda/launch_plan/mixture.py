@@ -115,13 +115,17 @@ class MoePlan:
         """The kernels of the router."""
         product = self.router.parts[0].family_for(n_rows, phase)
         few = self.families.family_for(n_rows, phase) not in _MANY_ROWS
-        # Float32 routers: MATVEC takes 8 rows a launch, and FLOAT_GEMM has other bits than few rows.
+        # Other kernels of float32 routers are slower: MATVEC takes 8 rows a launch.
         if phase is Phase.DECODE and self.scores_alone and (few or product is not Family.DECODE_GEMM):
             return Family.ROUTER
         return product
 
     def scores_together(self, step: Step) -> bool:
-        """Whether ROUTER multiplies several rows at a time, where experts do so as well."""
+        """Whether ROUTER multiplies several rows at a time, where experts do so as well.
+
+        A float32 router of 128 x 2048 on an H200, microseconds for 4, 8, 16, 64, 256 rows: one by one 2.7, 3.7, 6.0,
+        13.3, 43; together 3.8, 4.1, 4.2, 4.4, 9.4.
+        """
         (scores,) = self.router.parts
         many = self.families.family_for(step.n_rows, step.phase) in _MANY_ROWS
         return many and can_score_together(scores.types[0], scores.columns, step.card.arch)
