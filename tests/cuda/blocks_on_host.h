@@ -124,6 +124,11 @@ static void mma8(float* d, float a0, float a1, float a2, float a3, float b0, flo
 
 // As in common.cuh.
 static uint4 load_stream(const void* p) { return *(const uint4*)p; }
+template <class T>
+static T __ldg(const T* p) { return *p; }
+template <class T>
+static T __ldcg(const T* p) { return *p; }
+static float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 
 // Addresses in shared memory count from some place in it.
 static char shared_begin;

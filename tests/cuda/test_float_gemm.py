@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.cuda.driver.compiler import shared_limit
+from engine.cuda.experts import router
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix import float_gemm
 from engine.cuda.matrix.float_gemm import SHAPES, choose_shape, float_job, multiply
@@ -178,3 +179,22 @@ def test_long_sums_on_a_card(columns):
         check(results[0], expected)
         for found in results[1:]:
             np.testing.assert_array_equal(found, results[0])
+
+
+@pytest.mark.parametrize(("experts", "rows", "columns"), [(20, 11, 512), (33, 9, 2304), (17, 3, 200)])
+def test_routers_multiply_rows_together(tmp_path, monkeypatch, experts, rows, columns):
+    """On the CPU; tests/cuda/test_moe.py has the same for a GPU. Blocks of few and of many warps have the same bits."""
+    HostKernels(tmp_path, [router.router_job(GGMLType.F32, 90)]).install(monkeypatch, router)
+    monkeypatch.setattr(router, "device_arch", lambda: 90)
+    memory, rng = Memory("host"), np.random.default_rng(experts)
+    weights, x, norm = floats(rng, experts, columns) * 0.05, floats(rng, rows, columns), floats(rng, columns)
+    bias = floats(rng, experts)
+    matrix, given = packed_floats(memory, weights), [up(memory, array) for array in (x, norm, bias)]
+    found = []
+    for card in (1, 1000):
+        monkeypatch.setattr(router, "_multiprocessors", lambda card=card: card)
+        found.append(up(memory, np.full((rows, experts), np.nan, np.float32)))
+        options = {"norm": given[1], "eps": EPS, "bias": given[2], "alpha": ALPHA, "together": True}
+        router.score_experts(matrix, given[0], found[-1], **options)
+    check(memory.down(found[0]), ALPHA * (normed(x, norm) @ weights.T + bias))
+    np.testing.assert_array_equal(*found)

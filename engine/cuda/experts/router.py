@@ -218,7 +218,6 @@ def score_experts(
         # Half as many warps where blocks of 16, which fill a multiprocessor, would need another round.
         warps = min(16, segments) if grid[0] * grid[1] <= _multiprocessors() else min(8, segments)
         kernel = build(files, defines=defines).get("router_rows")
-        kernel.allow_shared(shared)
         launch(kernel, grid, 32 * warps, args, shared=shared, stream=stream)
         return
     blocks = matrix.tiles * 8
