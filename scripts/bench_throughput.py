@@ -5,8 +5,9 @@
 
 A workload in/out is a number of requests, all queued at once, with so many random prompt tokens and so many generated
 ones (greedy, no end token): output tokens over the seconds from the first request to the last token, text included. It
-is TensorRT-LLM's table of maximum throughput. A point of the curve is the median over the steps in which that many
-sequences, with prompts of 64 tokens, all generate; a range is that of the middle half. "Waiting" is the share of the
+is TensorRT-LLM's table of maximum throughput. A point of the curve is the mean over the steps in which that many
+sequences, with prompts of 64 tokens, all generate (where sequences take turns, some of these are two steps of the GPU);
+a range is that of the middle half. "Waiting" is the share of the
 time in which the host waited for the GPU: near 0 %, the host is what limits the speed. Prints Markdown.
 """
 
@@ -82,7 +83,7 @@ def workload(llm: LLM, waiting: Waiting, requests: int, prompt: int, output: int
 
 
 def point(llm: LLM, sequences: int, steps: int) -> tuple[float, float, float]:
-    """Median, lower and upper quartile of seconds of a step in which so many sequences generate."""
+    """Mean, lower and upper quartile of seconds of a step in which so many sequences generate."""
     random = np.random.default_rng()
     most = min(llm.context_length - PROMPT, 4096)
     params = SamplingParams(max_tokens=most, temperature=0, ignore_eos=True)
@@ -90,7 +91,7 @@ def point(llm: LLM, sequences: int, steps: int) -> tuple[float, float, float]:
     everyone = list(waiting)
     while waiting:
         waiting -= {chunk.request_id for chunk in llm.step()}
-    for _ in range(6):  # the first of a number of rows are launched by hand and captured
+    for _ in range(16):  # the first of a number of rows are launched by hand and captured
         llm.step()
     times = []
     for _ in range(steps):
@@ -103,8 +104,8 @@ def point(llm: LLM, sequences: int, steps: int) -> tuple[float, float, float]:
     while llm.active_requests:
         llm.step()
     llm.step()
-    low, middle, high = statistics.quantiles(times, n=4)
-    return middle, low, high
+    low, _, high = statistics.quantiles(times, n=4)
+    return statistics.fmean(times), low, high
 
 
 def curve(llm: LLM, numbers: list[int], steps: int) -> list[tuple[int, float]]:

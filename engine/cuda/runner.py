@@ -139,12 +139,14 @@ class CudaRunner:
             self.states = DeviceStates(self._machine.states, self._machine.staging, self._running)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
+            enqueue_chosen=self._machine.enqueue_chosen,
             forward=self._machine.enqueue_forward,
             forward_known=self._machine.enqueue_known,
             sample=self._machine.enqueue_sampling,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
             step_sizes=self._machine.step_sizes,
+            turns=launches.turns,
         )
         self._seats = Seats(self._machine, self._loop, context_length)
 
@@ -211,8 +213,8 @@ class CudaRunner:
                     self._loop.start(slot, item.sequence.request_id, end, None, limits[slot], masked=masked)
             self._loop.run_ahead()
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
-            for place, slot, item in zip(self._loop.take(slots), slots, decode, strict=True):
-                wanted.setdefault(place, []).append((slot, item.sequence))
+            for (place, column), item in zip(self._loop.take(slots), decode, strict=True):
+                wanted.setdefault(place, []).append((column, item.sequence))
             results |= self._seats.read(wanted)
             results |= self._seats.read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}

@@ -120,7 +120,7 @@ def indexed_shapes(arch):
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
-    from engine.cuda.attention import attention_plan, known_rows
+    from engine.cuda.attention import attention_plan, step_rows
     from engine.cuda.driver import staging
     from engine.cuda.experts import adjugate, moe, moe_rows, router
     from engine.cuda.experts import prefill as experts
@@ -142,7 +142,7 @@ def jobs_for(arch):
         (adjugate.FILES, None),
         (staging.FILES, None),
         (sampling_ops.SOURCES, None),
-        (known_rows.FILES, known_rows.DEFINES),
+        (step_rows.FILES, step_rows.DEFINES),
         token_shift.shift_job(),
     ]
     rare = RARE if arch == 90 else RARE[turn::6]
@@ -216,7 +216,7 @@ def kernel_names(file, type):
         "streams.cu": "altup_predict altup_correct altup_add altup_lengthen",
         "pooling.cu": "pool_rows",
         "moves.cu": "scatter copy_pages gather_rows",
-        "known_rows.cu": "take_rows",
+        "step_rows.cu": "take_rows",
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",
         "mamba_2.cu": "mamba_2_decode mamba_2_prompt",

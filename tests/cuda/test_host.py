@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cuda import availability
-from engine.cuda.attention.known_rows import KnownToken
+from engine.cuda.attention.step_rows import KnownToken
 from engine.cuda.driver.graphs import Graphs
 from engine.cuda.formats.layouts import packed_bytes
 from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD, STATE_PLACES
@@ -77,7 +77,7 @@ class FakeDevice:
     As the kernels do it: a row stops by itself at its limit; what the host changes is sent with the next launch.
     """
 
-    def __init__(self, step_sizes=(1, 2, 4, 8)):
+    def __init__(self, step_sizes=(1, 2, 4, 8), turns=range(SLOTS + 1)):
         self.requests, self.tokens = [0] * SLOTS, [0] * SLOTS
         self.positions, self.limits = [-1] * SLOTS, [0] * SLOTS
         self.news, self.stream, self.rows, self.results = {}, [], [], {}
@@ -85,12 +85,14 @@ class FakeDevice:
         self.masked, self.masks, self.forwards, self.logits = set(), {}, [], []
         self.loop = RunAhead(
             enqueue=self.enqueue,
+            enqueue_chosen=self.enqueue_chosen,
             forward=self.forward,
             forward_known=self.forward_known,
             sample=self.sample,
             set_position=lambda slot, position: self.change(slot, positions=position),
             set_limit=lambda slot, limit: self.change(slot, limits=limit),
             step_sizes=step_sizes,
+            turns=turns,
         )
 
     def change(self, slot, **values):
@@ -111,6 +113,12 @@ class FakeDevice:
         self.flush()
         self.rows.append(n)
         self.stream.append(("step", len(self.rows) - 1, n))
+        return len(self.rows) - 1
+
+    def enqueue_chosen(self, slots):
+        self.flush()
+        self.rows.append(len(slots))
+        self.stream.append(("chosen", len(self.rows) - 1, slots))
         return len(self.rows) - 1
 
     def forward(self, n):
@@ -136,9 +144,9 @@ class FakeDevice:
             self.cache[self.requests[slot], position] = token
         self._forward(n)
 
-    def _feed(self, n):
+    def _feed(self, slots):
         """Rows go to the cache, behind all that comes before them."""
-        for slot in range(n):
+        for slot in slots:
             request_id, position = self.requests[slot], self.positions[slot]
             if position >= 0:
                 before = range(self.first.get(request_id, 0), position)
@@ -146,7 +154,7 @@ class FakeDevice:
                 self.cache[request_id, position] = self.tokens[slot]
 
     def _forward(self, n):
-        self._feed(n)
+        self._feed(range(n))
         self.logits = [(self.requests[slot], self.positions[slot], self.tokens[slot]) for slot in range(n)]
         assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
 
@@ -171,6 +179,7 @@ class FakeDevice:
                 {
                     "prompts": self.logits.clear,
                     "step": self._unmasked,
+                    "chosen": self._chosen,
                     "forward": self._forward,
                     "known": self._known,
                     "sample": self._sample,
@@ -181,17 +190,25 @@ class FakeDevice:
         assert not active & self.masked, "a row was drawn without its mask"
         self._step(number, n)
 
+    def _chosen(self, number, slots):
+        assert not {self.requests[slot] for slot in slots} & self.masked, "a row was drawn without its mask"
+        assert all(self.positions[slot] >= 0 for slot in slots), "a row was chosen that does not run"
+        self._draw(number, slots)
+
     def _step(self, number, n):
-        self._feed(n)
+        self._draw(number, range(n))
+        assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
+
+    def _draw(self, number, slots):
+        self._feed(slots)
         self.results[number] = {}
-        for slot in range(n):
+        for column, slot in enumerate(slots):
             position = self.positions[slot]
             if position >= 0:
                 assert position < self.limits[slot] <= CONTEXT, "a token was fed where the row has no page"
                 self.tokens[slot] = next_token(self.requests[slot], position, self.tokens[slot])
                 self.positions[slot] = -1 if position + 1 == self.limits[slot] else position + 1
-                self.results[number][slot] = self.tokens[slot]
-        assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
+                self.results[number][column] = self.tokens[slot]
 
     def step(self, sequences, known=()):
         """As the runner does it: what is needed, known tokens of a slot, what is ahead, then the results.
@@ -215,9 +232,9 @@ class FakeDevice:
             self.loop.feed_known(fed)
         self.loop.run_ahead()
         tokens = []
-        for place, slot in zip(self.loop.take(slots), slots, strict=True):
+        for (place, column), slot in zip(self.loop.take(slots), slots, strict=True):
             self.wait(place)
-            tokens.append(self.results[place][slot])
+            tokens.append(self.results[place][column])
             self.loop.learn(slot, tokens[-1])
         return tokens
 
@@ -316,9 +333,9 @@ def test_a_row_that_joins_with_a_prompt_is_as_far_as_the_others():
         device.change(slot, requests=slot + 1, tokens=7, positions=0, limits=CONTEXT)  # the prompt's sampler writes it
         device.loop.start(slot, slot + 1, 0, None, CONTEXT)
         device.loop.run_ahead()
-        for place, one in zip(device.loop.take(slots), running, strict=True):
+        for (place, column), one in zip(device.loop.take(slots), running, strict=True):
             device.wait(place)
-            device.loop.learn(one.slot, device.results[place][one.slot])
+            device.loop.learn(one.slot, device.results[place][column])
         device.loop.learn(slot, 7)
         running.append(sequence(slot, slot + 1))
         assert set(device.pending().values()) == {AHEAD - 1}
@@ -343,6 +360,23 @@ def test_a_constrained_row_makes_the_next_forward_pass_run_while_its_mask_is_mad
     assert device.pending() == {1: AHEAD - 1}
 
 
+IN_TURNS = (0, 1, 2, 2, 4, 4, 4, 7, 8)
+
+
+def test_rows_take_turns_in_steps_of_the_best_size():
+    """Seven rows with steps of four: everyone has a token in every call, and 7 / 4 as many steps are launched."""
+    device = FakeDevice(turns=(0, 1, 2, 3, 4, 4, 4, 4, 4))
+    everyone = [sequence(slot, slot + 1) for slot in range(7)]
+    for one in everyone:
+        device.begin(one.slot, one.request_id, 0, one.slot)
+    got = [device.step(everyone) for _ in range(20)]
+    for one, text in zip(everyone, zip(*got, strict=True), strict=True):
+        assert list(text) == expected(one.request_id, 0, one.slot, 20)
+        assert AHEAD - 1 <= device.pending()[one.slot] < MOST_AHEAD
+    assert set(device.rows) == {4}
+    assert len(device.rows) * 4 == 7 * 20 + sum(device.pending().values())
+
+
 EVENTS = st.one_of(
     st.just("step"), st.just("step"), st.just("join"), st.just("join masked"), st.just("some"), st.just("forget"),
     st.just("resume"), st.just("page"), st.integers(0, SLOTS - 1), st.integers(-5, -1),
@@ -350,13 +384,13 @@ EVENTS = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(EVENTS, max_size=80))
-def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
+@given(st.lists(EVENTS, max_size=80), st.booleans())
+def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events, in_turns):
     """Steps, joins, leaves (a number is the slot that leaves), rows begun anew and late pages, in any order.
 
     A negative number: a step in which a constrained row has so many tokens that are known.
     """
-    device = FakeDevice()
+    device = FakeDevice(turns=IN_TURNS if in_turns else range(SLOTS + 1))
     running, born, texts, limits, forced = {}, {}, {}, {}, set()
     for event in events:
         free = sorted(set(range(SLOTS)) - set(running))

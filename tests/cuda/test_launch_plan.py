@@ -23,6 +23,7 @@ from tests.support.conformance import GPU_NAMES
 from tests.support.gpu.fake_runner import (
     MULTIPROCESSORS,
     built,
+    chosen,
     decode,
     known,
     launched,
@@ -163,6 +164,10 @@ def check_runner(monkeypatch, path, arch, **options):
         for n in plan.known_sizes[:: max(1, len(plan.known_sizes) - 1)]:
             found = launched(gpu, lambda n=n: known(runner, n))
             assert found == planned(gpu, plan.known(n)), (path, arch, n)
+            assert {source for _, source in found if source} <= ready, (path, arch, n)
+        for n in step_sizes(runner.max_sequences)[-2:] if plan.known_sizes else ():
+            found = launched(gpu, lambda n=n: chosen(runner, n))
+            assert found == planned(gpu, plan.chosen(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
         for n in (1, 9, 31):
             found = launched(gpu, lambda n=n: read_prompt(runner, n))

@@ -109,3 +109,12 @@ def test_steps_allocate_nothing_and_the_plan_covers_them(path):
         assert (runner.pool_bytes(), runner._gpu.pool.used_bytes()) == before
         plan = runner.memory_plan()
         assert before[0] <= plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes
+
+
+def test_rows_that_take_turns_have_the_bits_of_the_steps_they_run_in(path):
+    """70 sequences run 64 at a time, and so do 64 of them."""
+    with opened(path, max_sequences=128, context_length=64) as runner:
+        assert runner._machine.weights.plan.turns[70] == 64
+        for options in ({}, {"temperature": 0.9, "repetition_penalty": 1.1}):
+            among = run(runner, range(70), 20, **options)
+            assert run(runner, range(64), 20, **options) == {slot: among[slot] for slot in range(64)}

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from engine.concurrency.lazy import lazy
 from engine.config import KvType, step_sizes
-from engine.cuda.attention import known_rows
+from engine.cuda.attention import step_rows
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.attention.cache import CacheShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import describe_attention
+from engine.cuda.launch_plan.costs import Cost, cost_of, rows_of_turns
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
 from engine.cuda.launch_plan.indexer import IndexerPlan
@@ -52,15 +53,6 @@ slot fills a step of 16 rows, four fill one of 64."""
 
 LEAST_KNOWN = 8
 """Rows of the smallest such step: fewer would take as long, and each number of rows is captured on its own."""
-
-
-_COSTS = ((1, 1.5), (8, 2.1), (16, 2.5), (32, 3.2), (64, 3.7), (96, 5.3), (128, 5.6), (256, 9.5))
-"""Rows of a decode step and milliseconds, 8B Q4_K_M on an H200."""
-
-
-def step_cost(rows: int) -> float:
-    """What a decode step of so many rows costs beside others: it is filled up to a size."""
-    return next((cost for size, cost in _COSTS if rows <= size), _COSTS[-1][1] * rows / _COSTS[-1][0])
 
 
 @dataclass(frozen=True)
@@ -178,7 +170,25 @@ class LaunchPlan:
         """See runner.protocol.KnownRoom: as many as make a row of the step cheapest."""
         most = min(wanted, self.known_rows)
         fills = (size - n for size in self.known_sizes if 0 < size - n < most)
-        return max((0, *fills, most), key=lambda known: (n + known) / step_cost(n + known))
+        return max((0, *fills, most), key=lambda known: (n + known) / self.step_cost(n + known))
+
+    @lazy
+    def step_cost(self) -> Cost:
+        """What a decode step of so many rows costs beside others."""
+        mixture = any(layer.moe is not None for layer in self.layers)
+        return cost_of(step_sizes(self.decode_rows), mixture=mixture, deterministic=self.settings.deterministic)
+
+    @lazy
+    def turns(self) -> tuple[int, ...]:
+        """By number of slots that could run: how many a step takes; see costs.rows_of_turns.
+
+        All of them where few rows more never cost much: on cards whose products have a few rows a launch. And where
+        sequences have recurrent states, which are kept by slot.
+        """
+        slots = self.settings.max_sequences
+        if not self.known_rows or self.card.arch != gemm_plan.ARCH:
+            return tuple(range(slots + 1))
+        return rows_of_turns(step_sizes(slots), slots, self.step_cost)
 
     @lazy
     def products(self) -> tuple[Product, ...]:
@@ -308,8 +318,13 @@ class LaunchPlan:
 
     def known(self, n_rows: int) -> Iterator[Launch]:
         """A decode step of so many rows, some of them beside the slots, without its sampling."""
-        yield Launch("take_rows", (known_rows.FILES, known_rows.DEFINES), brick="embed")
+        yield Launch("take_rows", (step_rows.FILES, step_rows.DEFINES), brick="embed")
         yield from self.forward(replace(self.step(Phase.DECODE, n_rows), appends_first=True))
+
+    def chosen(self, n_rows: int) -> Iterator[Launch]:
+        """A decode step over so many slots that are not the first ones."""
+        yield Launch("take_rows", (step_rows.FILES, step_rows.DEFINES), brick="embed")
+        yield from self.decode(n_rows)
 
     def forward(self, step: Step) -> Iterator[Launch]:
         """A decode step without its sampling."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from engine.config import MAX_SEQUENCES, PAGE, KvType, cache_size, checkpoint_count, page_count, step_sizes
 from engine.cuda.attention.attention_plan import scratch_bytes
 from engine.cuda.attention.cache import bytes_per_page, page_table_bytes, text_cache_bytes, text_pages
-from engine.cuda.attention.known_rows import KnownRows
+from engine.cuda.attention.step_rows import StepRows
 from engine.cuda.launch_plan.ahead import STATE_PLACES
 from engine.cuda.launch_plan.arrays import array_bytes
 from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
@@ -243,7 +243,7 @@ def plan_of(
         + 4 * vocab * (decode_rows + LOGIT_ROWS)
         + DeviceSampler.n_bytes(vocab, context_length, slots, slots)
         + page_table_bytes(context_length, slots)
-        + KnownRows.n_bytes(decode_rows, launches.known_rows, context_length)
+        + StepRows.n_bytes(decode_rows, launches.known_rows, context_length)
         + sum(scratch_bytes(shape, decode_rows, *launches.card) for shape in set(launches.attention_shapes) if shape)
         + indexer_bytes(launches, context_length)
     )

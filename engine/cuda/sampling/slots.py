@@ -143,9 +143,12 @@ class DeviceSlots:
         for news in self._news:
             news.clear()
 
-    def sample(self, logits: DeviceArray) -> None:
-        """Draws the next token of slots 0..n-1 from logits (n, V), none with a mask; may be captured."""
-        self._sampler.launch(logits, self.positions, self.tokens, stream=self._stream)
+    def sample(self, logits: DeviceArray, slots: DeviceArray | None = None) -> None:
+        """Draws the next token of slots 0..n-1 from logits (n, V), none with a mask; may be captured.
+
+        slots: int32 (n,), other slots, -1 for a row without one; the results are in columns 0..n-1.
+        """
+        self._sampler.launch(logits, self.positions, self.tokens, slots=slots, stream=self._stream)
 
     def sample_masked(self, logits: DeviceArray) -> None:
         """The same where slots have masks."""

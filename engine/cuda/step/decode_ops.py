@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.attention.known_rows import KnownRows
+from engine.cuda.attention.step_rows import StepRows
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.indexer.indexer import Rows
 from engine.cuda.launch_plan.families import Family, Phase
@@ -33,7 +33,8 @@ class DecodeOps(CudaOps):
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
         indexers: choices of positions.
-        known: rows that take the place of the slots', where some are known tokens.
+        rows: rows that take the place of the slots', where those are not the first ones.
+        known: whether some of these are known tokens, so that a sequence has several rows.
         prompts: products of very many rows: those of gemm.cu, and of experts.
         expert_room: scratch memory of experts.
     """
@@ -50,18 +51,19 @@ class DecodeOps(CudaOps):
         n: int,
         *,
         indexers: Indexers,
-        known: KnownRows | None = None,
+        rows: StepRows | None = None,
+        known: bool = False,
         prompts: PromptProducts,
         expert_room: DeviceArray | None,
     ) -> None:
         super().__init__(
             weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
         )
-        self._known, self._indexers = known, indexers
+        self._rows, self._known, self._indexers = rows, known, indexers
         self._slots = tokens, positions, cache.block_table
         table = cache.block_table
-        if known is not None:
-            tokens, positions, table = known.tokens, known.positions, known.table
+        if rows is not None:
+            tokens, positions, table = rows.tokens, rows.positions, rows.table
         self._prompts = prompts
         self._expert_room = expert_room
         self._cache = cache
@@ -71,13 +73,13 @@ class DecodeOps(CudaOps):
         self._table = table[:n]
         self._moves = None
         if states is not None:
-            rows = DecodeRows(self._positions, states.offsets, states.rows.places)
-            self._moves = Moves(states, rows, buffers, self._product)
+            places = DecodeRows(self._positions, states.offsets, states.rows.places)
+            self._moves = Moves(states, places, buffers, self._product)
 
     def begin(self, batch: None) -> None:
         """See Ops.begin; everything is on the device already."""
-        if self._known is not None:
-            self._known.take(self.n_rows, *self._slots)
+        if self._rows is not None:
+            self._rows.take(self.n_rows, *self._slots)
 
     def embed(self, batch: None) -> DeviceArray:
         """See Ops.embed."""
@@ -102,11 +104,12 @@ class DecodeOps(CudaOps):
             rows = Rows(positions, self._table, choice.identity[: self.n_rows])
             if mixer.indexer is not None:
                 choose(mixer.indexer, self.buffers, choice, self._cache.index_keys(layer.index), rows)
-        if known is not None:
-            sequence = known.sequence[: self.n_rows]
+        if known:
+            assert self._rows is not None
+            sequence = self._rows.sequence[: self.n_rows]
             kernels.rope_append(mixer.constants, q, *caches, self._table, sequence, positions, queries=False)
         if indexer is None or rows is None:
-            kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=known is None)
+            kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=not known)
             return out
         choosing, whole = choice.choosing[: self.n_rows], choice.whole[: self.n_rows]
         kernels.rope_append(mixer.constants, q, *caches, self._table, rows.sequence, choosing)

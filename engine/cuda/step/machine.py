@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.attention.known_rows import KnownRows, KnownToken
-from engine.cuda.driver.arrays import Stream
+from engine.cuda.attention.step_rows import KnownToken, StepRows
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
@@ -91,7 +91,7 @@ class StepMachine:
         self._decode_buffers = Activations(plan, Phase.DECODE)
         self._prompt_buffers = Activations(plan, Phase.PROMPT)
         self.logits = cupy.zeros((plan.decode_rows, vocab), cupy.float32)
-        self._known_rows = KnownRows(plan.decode_rows, plan.known_rows, context_length) if plan.known_rows else None
+        self._step_rows = StepRows(plan.decode_rows, plan.known_rows, context_length) if plan.known_rows else None
         self.slots = DeviceSlots(vocab, slots, context_length, places=places, stream=stream)
         self._products = PromptProducts(plan, self._prompt_buffers)
         self.prompt_ops = PromptOps(
@@ -116,6 +116,7 @@ class StepMachine:
         self._graphs = Graphs(stream, eager=eager)
         self._forward_graphs = Graphs(stream, eager=eager)
         self._known_graphs = Graphs(stream, eager=eager)
+        self._chosen_graphs = Graphs(stream, eager=eager)
 
     def decode_ops(
         self,
@@ -123,9 +124,10 @@ class StepMachine:
         cache: PagedCache | None = None,
         states: StateCache | None = None,
         *,
-        known: KnownRows | None = None,
+        rows: StepRows | None = None,
+        known: bool = False,
     ) -> DecodeOps:
-        """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones. known: DecodeOps."""
+        """The bricks of a decode step of n rows, on the machine's own caches or other ones; see DecodeOps."""
         return DecodeOps(
             self.weights,
             self._decode_buffers,
@@ -136,15 +138,26 @@ class StepMachine:
             self.slots.positions,
             n,
             indexers=self._indexers,
+            rows=rows,
             known=known,
             prompts=self._products,
             expert_room=self._prompt_buffers.expert_room,  # prompts are not read while a decode step runs
         )
 
-    def run_step(self, ops: DecodeOps, n: int) -> None:
-        """All bricks of one decode step and its sampling, on the current stream."""
+    def run_step(self, ops: DecodeOps, n: int, slots: DeviceArray | None = None) -> None:
+        """All bricks of one decode step and its sampling, on the current stream. slots: see DeviceSlots.sample."""
         self.run_forward(ops, n)
-        self.slots.sample(self.logits[:n])
+        self.slots.sample(self.logits[:n], slots)
+
+    def run_chosen(self, n: int) -> None:
+        """run_step() over the n rows that were put into the machine's StepRows."""
+        rows = self._step_rows
+        assert rows is not None
+        self.run_step(self.decode_ops(n, rows=rows), n, rows.chosen[:n])
+
+    def run_known(self, n: int) -> None:
+        """run_forward() over such rows, of which some are known tokens."""
+        self.run_forward(self.decode_ops(n, rows=self._step_rows, known=True), n)
 
     def run_forward(self, ops: DecodeOps, n: int) -> None:
         """All bricks of one decode step without its sampling."""
@@ -159,6 +172,17 @@ class StepMachine:
         self.record(place)
         return place
 
+    def enqueue_chosen(self, slots: Sequence[int]) -> int:
+        """One decode step whose rows are those of these slots, in this order; returns the place of its results."""
+        rows, size = self._step_rows, self.step_sizes[bisect_left(self.step_sizes, len(slots))]
+        assert rows is not None, "rows are those of the first slots"
+        rows.put(size, slots, [], self.staging)
+        self.flush()
+        self._chosen_graphs.launch(size, lambda: self.run_chosen(size))
+        place = self.slots.count_launch()
+        self.record(place)
+        return place
+
     def enqueue_forward(self, n: int) -> None:
         """A decode step over rows 0..n-1 without its sampling, which enqueue_sampling() adds. It may be repeated."""
         self.flush()
@@ -166,12 +190,12 @@ class StepMachine:
 
     def enqueue_known(self, n: int, known: Sequence[KnownToken]) -> None:
         """enqueue_forward() over slots 0..n-1 that feeds these tokens too, each before a later one of its slot."""
-        rows, sizes = self._known_rows, self.weights.plan.known_sizes
+        rows, sizes = self._step_rows, self.weights.plan.known_sizes
         assert rows is not None, "no rows beside the slots"
-        rows.put(n, known, self.staging)
-        self.flush()
         size = sizes[bisect_left(sizes, n + len(known))]
-        self._known_graphs.launch(size, lambda: self.run_forward(self.decode_ops(size, known=rows), size))
+        rows.put(size, range(n), known, self.staging)
+        self.flush()
+        self._known_graphs.launch(size, lambda: self.run_known(size))
 
     def enqueue_sampling(self, n: int) -> int:
         """Draws the tokens of enqueue_forward() with the masks of now; returns the place of the results."""

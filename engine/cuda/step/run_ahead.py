@@ -5,6 +5,9 @@ position on the device for the step after it, so that the next step can be launc
 result. Results wait in a queue per row until they are asked for; a row that ends in between simply drops them. Integers
 only: the device is behind the functions given.
 
+Where a step of all rows would cost more than they are worth (launch_plan/costs.py), it takes fewer: those that are
+least ahead. Rows then take turns, and row b of a step is the slot chosen for it.
+
 The tokens that a row with a constraint may draw depend on its last token, which the host must have seen. While such a
 row runs, a step is launched in two parts: its forward pass ahead, its sampling when the masks are there, so that the
 device works while the host makes them. Tokens that are known before a row's newest one (a constraint forces them) are
@@ -18,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from engine.cuda.attention.known_rows import KnownToken
+from engine.cuda.attention.step_rows import KnownToken
 from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD
 from engine.request import ActiveSequence
 
@@ -36,7 +39,7 @@ class _Row:
         fed: what comes before this position is in the cache, or launched.
         masked: the host must have seen the row's last result before the next token can be drawn.
         has_mask: of such a row, the tokens that may be drawn next are known.
-        results: places of results not read yet, oldest first.
+        results: places of results not read yet and the row's column in each, oldest first.
     """
 
     request_id: int
@@ -47,7 +50,7 @@ class _Row:
     fed: int
     masked: bool = False
     has_mask: bool = False
-    results: deque[int] = field(default_factory=deque)
+    results: deque[tuple[int, int]] = field(default_factory=deque)
 
     @property
     def can_draw(self) -> bool:
@@ -59,38 +62,51 @@ class _Row:
         """Whether the row has a page for its next token."""
         return self.position < self.limit
 
+    def drawn(self, place: int, column: int) -> None:
+        """A step that feeds the row's next token and draws the one behind it was launched."""
+        self.results.append((place, column))
+        self.position += 1
+        self.fed = self.position
+        self.has_mask = False
+
 
 class RunAhead:
     """Launches steps and says where their results are.
 
     Args:
         enqueue: enqueue(n) puts one step over rows 0..n-1 on the stream and returns the place of its results.
+        enqueue_chosen: enqueue_chosen(slots) likewise, over these slots, whose results are in this order.
         forward: forward(n) puts a step without its sampling on the stream; it may be repeated.
         forward_known: forward_known(n, known) likewise, with rows for these tokens behind those of slots 0..n-1.
         sample: sample(n) puts the sampling of the last forward(n) on the stream and returns the place of its results.
         set_position: set_position(slot, position) for the steps after it; -1 takes the row out.
         set_limit: set_limit(slot, limit) likewise.
         step_sizes: numbers of rows a step may have, ascending.
+        turns: by number of rows that could run, how many a step takes; all of them where rows cannot be chosen.
     """
 
     def __init__(
         self,
         *,
         enqueue: Callable[[int], int],
+        enqueue_chosen: Callable[[Sequence[int]], int],
         forward: Callable[[int], None],
         forward_known: Callable[[int, Sequence[KnownToken]], None],
         sample: Callable[[int], int],
         set_position: Callable[[int, int], None],
         set_limit: Callable[[int, int], None],
         step_sizes: tuple[int, ...],
+        turns: Sequence[int],
     ) -> None:
         self._enqueue = enqueue
+        self._enqueue_chosen = enqueue_chosen
         self._forward = forward
         self._forward_known = forward_known
         self._sample = sample
         self._set_position = set_position
         self._set_limit = set_limit
         self._step_sizes = step_sizes
+        self._turns = turns
         self._rows: dict[int, _Row] = {}
         self._resting: set[int] = set()  # rows that the device has been told to leave out
         self._prepared_rows = 0  # of the forward pass whose tokens are not drawn yet; 0: there is none
@@ -151,7 +167,7 @@ class RunAhead:
         """Launches what is missing for every one of these rows to have a result."""
         for slot in slots:
             row = self._rows[slot]
-            if not row.results:
+            while not row.results:  # mostly once; where rows take turns, its turn may be the next one
                 assert row.has_mask or not row.masked, "a row without the mask of its next token"
                 assert row.can_feed, "a row without a page for the token it is fed"
                 self._launch()
@@ -190,8 +206,8 @@ class RunAhead:
         """Something else will use the memory of the logits: a forward pass that waits for its sampling is repeated."""
         self._prepared_rows, self._prepared = 0, {}
 
-    def take(self, slots: Sequence[int]) -> list[int]:
-        """Places of the next result of each of these rows, which must all have one; they count as read."""
+    def take(self, slots: Sequence[int]) -> list[tuple[int, int]]:
+        """(place, column) of the next result of each of these rows, which must all have one; they count as read."""
         places = []
         for slot in slots:
             row = self._rows[slot]
@@ -208,8 +224,13 @@ class RunAhead:
             self.stop(slot)
 
     def _launch(self) -> None:
-        """One step over all active rows but those that are too far ahead."""
+        """One step over all active rows but those that are too far ahead, or whose turn it is not."""
         running = {slot: row for slot, row in self._rows.items() if row.can_feed and row.can_draw}
+        active = sum(row.can_feed for row in self._rows.values())
+        if self._turns[active] < active and not any(row.masked for row in running.values()):
+            first = sorted(running, key=lambda slot: len(running[slot].results))
+            self._launch_chosen(sorted(first[: self._turns[active]]))
+            return
         self._rest({slot for slot, row in self._rows.items() if not row.can_draw})
         if any(row.masked for row in running.values()):
             prepared = self._prepared_rows > max(running) and all(
@@ -222,12 +243,16 @@ class RunAhead:
         else:
             place = self._enqueue(self._step_size(running))
         self.forget_prepared()
-        for row in running.values():
-            row.results.append(place)
-            row.position += 1
-            row.fed = row.position
-            row.has_mask = False
+        for slot, row in running.items():
+            row.drawn(place, slot)
         self._rest(set())
+
+    def _launch_chosen(self, slots: list[int]) -> None:
+        self._rest(set())
+        place = self._enqueue_chosen(slots)
+        self.forget_prepared()
+        for column, slot in enumerate(slots):
+            self._rows[slot].drawn(place, column)
 
     def _prepare(self) -> None:
         """The forward pass of the step after this one, over the rows that will be in it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.config import PAGE
-from engine.cuda.attention.known_rows import KnownToken
+from engine.cuda.attention.step_rows import KnownToken
 from engine.cuda.step.machine import StepMachine
 from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import ContextFullError, EngineError

@@ -51,13 +51,14 @@ class CacheGpu(StateGpu):
             self._tokens = args[4]
 
     def _run_take_rows(
-        self, grid, counts, known, most, tokens, positions, table, width, to_tokens, to_positions, to_table
+        self, grid, counts, chosen, known, most, tokens, positions, table, width, to_tokens, to_positions, to_table
     ):
         slots, n_known = counts.tolist()
         to_positions[: grid[0]] = -1
         for row in range(grid[0]):
             if row < slots:
-                token, position, slot = tokens[row], positions[row], row
+                slot = chosen[row]
+                token, position = tokens[slot], positions[slot]
             elif row < slots + n_known:
                 token, position, slot = known[:, row - slots]
             else:

@@ -89,9 +89,14 @@ def decode(runner, n):
 
 def known(runner, n):
     """The forward pass of a decode step of n rows, some of them beside the slots."""
-    machine = runner._machine
     with runner._running():
-        machine.run_forward(machine.decode_ops(n, known=machine._known_rows), n)
+        runner._machine.run_known(n)
+
+
+def chosen(runner, n):
+    """A decode step over n chosen slots."""
+    with runner._running():
+        runner._machine.run_chosen(n)
 
 
 def read_prompt(runner, n):

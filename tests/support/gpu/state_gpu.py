@@ -171,10 +171,16 @@ class StateGpu(FakeGpu):
     def _run_sample_masked(self, *given):
         self._run_sample(*given)
 
+    def _are_chosen(self, slots):
+        """Whether these are the slots of a decode step's rows."""
+        rows = self.machine._step_rows
+        return rows is not None and slots.data.ptr == rows.chosen.data.ptr
+
     def _run_sample(self, grid, logits, vocabulary, n, slots, table, *args):
         _, _, _, _, context, tokens, positions, step, ring, _, results, logprobs = args[:12]
         settings, place = np.asarray(table).view(ROW).reshape(-1), int(step[0]) % ring
-        rows = range(n) if slots is None else self.machine.prompt_ops.output_rows.tolist()
+        prompts = slots is not None and not self._are_chosen(slots)
+        rows = self.machine.prompt_ops.output_rows.tolist() if prompts else range(n)
         for column, row in enumerate(rows):
             slot = column if slots is None else int(slots[column])
             results[place, column] = -1

@@ -1,7 +1,8 @@
-"""Rows of a decode step in which known tokens have rows of their own: the token, position and pages of each.
+"""Rows of a decode step that are not those of slots 0, 1, ...: the token, position and pages of each.
 
-A step normally has a row for each slot. Tokens of a sequence that are known before its newest one, because a constraint
-forces them, are rows behind those of the slots: they read the pages of their slot. Must not know of layers or requests.
+A step normally has a row for each slot up to the last one that runs. Where sequences take turns, the rows are those of
+chosen slots. Tokens of a sequence that are known before its newest one, because a constraint forces them, are rows
+behind those of the slots: they read the pages of their slot. Must not know of layers or requests.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.driver.staging import Staging
 
-FILES: tuple[str, ...] = ("known_rows.cu",)
+FILES: tuple[str, ...] = ("step_rows.cu",)
 DEFINES: dict[str, object] = {"PAGE": PAGE}
 """What builds the kernel."""
 
@@ -30,7 +31,7 @@ class KnownToken(NamedTuple):
     position: int
 
 
-class KnownRows:
+class StepRows:
     """Rows of one runner.
 
     Args:
@@ -38,6 +39,7 @@ class KnownRows:
         context_length: positions of a slot.
 
     Attributes:
+        chosen: int32 (R,), the slots of the first rows of the next step, -1 in all others.
         tokens, positions: int32 (R,), position -1: a row without a token. table: int32 (R, pages of a sequence).
         sequence: int32 (R,), the row of `table` that a row reads: its own.
     """
@@ -49,6 +51,7 @@ class KnownRows:
         self._kernel = build(FILES, defines=DEFINES).get("take_rows")
         self._counts = cupy.zeros(2, np.int32)
         self._known = cupy.zeros((3, most), np.int32)
+        self.chosen = cupy.zeros(n_rows, np.int32)
         self.tokens = cupy.zeros(n_rows, np.int32)
         self.positions = cupy.asarray(np.full(n_rows, -1, np.int32))
         self.table = cupy.asarray(np.full((n_rows, page_count(context_length)), -1, np.int32))
@@ -57,12 +60,14 @@ class KnownRows:
     @staticmethod
     def n_bytes(n_rows: int, most: int, context_length: int) -> int:
         """Device memory."""
-        return 4 * (2 + 3 * most + n_rows * (3 + page_count(context_length)))
+        return 4 * (2 + 3 * most + n_rows * (4 + page_count(context_length)))
 
-    def put(self, slots: int, known: Sequence[KnownToken], staging: Staging) -> None:
-        """The next step has rows for slots 0 .. slots - 1, then for these tokens, at most M; on its way with a send."""
+    def put(self, n: int, slots: Sequence[int], known: Sequence[KnownToken], staging: Staging) -> None:
+        """The next step, of n rows, has those of these slots, then these tokens, at most M; on its way with a send."""
         assert len(known) <= self._most, f"{len(known)} known tokens, rows for {self._most}"
-        staging.put(self._counts, 0, np.array([slots, len(known)], np.int32))
+        assert len(slots) + len(known) <= n
+        staging.put(self._counts, 0, np.array([len(slots), len(known)], np.int32))
+        staging.put(self.chosen, 0, np.array([*slots, *[-1] * (n - len(slots))], np.int32))
         if known:
             columns = np.array([(one.token_id, one.position, one.slot) for one in known], np.int32).T
             for row, values in enumerate(columns):
@@ -92,6 +97,7 @@ class KnownRows:
             128,
             (
                 self._counts,
+                self.chosen,
                 self._known,
                 self._most,
                 tokens,
