@@ -47,6 +47,7 @@ static float __int_as_float(int v) { return bits_of<float>(v); }
 static u32 __float_as_uint(float v) { return bits_of<u32>(v); }
 static float half_to_float(u16 h) { return (float)bits_of<_Float16>(h); }
 static u16 float_to_half(float f) { return bits_of<u16>((_Float16)f); }
+static u16 saturated_half(float f) { return float_to_half(f != f ? f : std::fmin(std::fmax(f, -65504.0f), 65504.0f)); }
 static float low_half(u32 pair) { return half_to_float((u16)pair); }
 static float high_half(u32 pair) { return half_to_float((u16)(pair >> 16)); }
 static u32 pack_halves(float low, float high) { return float_to_half(low) | ((u32)float_to_half(high) << 16); }

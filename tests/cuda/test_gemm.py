@@ -125,6 +125,48 @@ def operand(cupy, x, norm=None):
     return make_operand(cupy.asarray(x), room, norm=weight, eps=1e-5)
 
 
+def unpacked(room, pitch, columns):
+    """Rows of an operand as float16, (pitch, columns), by the layout that operand.cu describes."""
+    blocks = room.view(np.float16).reshape(-1, pitch, 8, 8)
+    rows, found = np.arange(pitch), np.empty((pitch, columns), np.float16)
+    for column in range(columns):
+        inside = column % 16
+        place = 2 * (inside >> 2) + ((inside & 3) >> 1) + 8 * (inside & 1)
+        unit = (column % 64) // 16 * 2 + place // 8
+        found[:, column] = blocks[column // 64, rows, unit ^ (rows & 7), place % 8]
+    return found
+
+
+@pytest.mark.parametrize("columns", [64, 768, 2048, 4100, 9000])
+def test_rows_become_operands(tmp_path, rng, columns):
+    """On the CPU: norms, copies with weights, places, columns that fill no block, values beyond the halves' range."""
+    from engine.cuda.matrix.gemm_plan import OPERAND_FILES
+    from tests.support.gpu.host_kernels import HostKernels
+
+    host = HostKernels(tmp_path, [(OPERAND_FILES, {})])
+    kernel = host.build(OPERAND_FILES, defines={}).get("operand_half")
+    x = rng.standard_normal((3, columns)).astype(np.float32)
+    x[2, 5] = 1e6
+    norm, by = rng.uniform(0.5, 1.5, columns).astype(np.float32), np.float32([[1, 2], [0.5, 3], [1, 1]])
+    places, padded = np.int32([[4, 0], [1, -1], [5, 2]]), -(-columns // 128) * 128
+    normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-5) * norm
+    for weight, target, factors in ((None, None, None), (norm, None, None), (norm, places, by), (None, places, None)):
+        room = np.full(padded // 64 * 8 * 128, 0x7F, np.uint8)
+        copies = 1 if target is None else 2
+        host.launch(kernel, 3, 256, (x, columns, room, 8, columns, padded, weight, 1e-5, target, copies, factors))
+        found = unpacked(room, 8, padded).astype(np.float64)
+        for row in range(3):
+            for copy in range(copies):
+                place = row if target is None else target[row, copy]
+                if place < 0:
+                    continue
+                wanted = (x if weight is None else normed)[row] * (1 if factors is None else factors[row, copy])
+                wanted = np.clip(wanted, -65504, 65504)
+                assert np.abs(found[place, :columns] - wanted).max() <= 6e-4 * np.abs(wanted).max()
+                assert np.allclose(found[place, :columns], wanted, rtol=6e-4, atol=1e-6)
+                assert not found[place, columns:].any()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, type):
