@@ -19,7 +19,8 @@ DEVICE int half_place(int s) {
     return F::LOW == 4 ? (s & 1) * 4 : F::LOW == 2 ? s * 2 : 0;
 }
 
-// Every format has a Packed: what load() brings of a sub-block, for fragments() to unpack later.
+// Every format has a Packed: what load() brings of a sub-block, for fragments() to unpack later. keep_shared(): what the
+// sub-block before it brought as well.
 struct Quants {
     uint4 low;
     u32 high[2];
@@ -38,6 +39,12 @@ DEVICE Quants load_quants(const u8* chunk, int quad, int s, int lane) {
         q.high[0] = h.x, q.high[1] = h.y;
     }
     return q;
+}
+
+// Sub-block s has quants in the same words as the one before it: they need not be read again.
+template <class F>
+DEVICE bool shares_words(int s) {
+    return F::LOW == 4 ? s % 2 != 0 : F::LOW == 2 ? s % 4 != 0 : false;
 }
 
 // f[w * 4 ..]: fragments, each quant shifted up by half_place.
@@ -100,6 +107,9 @@ struct HalfTile<F, true, true> {
     DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
         return {load_quants<F>(chunk, quad, s, lane), Fields<F>::load(chunk + F::SCALES_AT, quad, s, lane >> 2)};
     }
+    DEVICE void keep_shared(Packed& packed, const Packed& before, int s) {
+        if (shares_words<F>(s)) packed.quants = before.quants;
+    }
     DEVICE void fragments(const Packed& packed, int s, u32 (&f)[8]) {
         quant_halves<F>(packed.quants, s, f);
 #pragma unroll
@@ -157,6 +167,9 @@ struct HalfTile<F, false, true> {
         const u32* const plane = (const u32*)(chunk + F::SCALES_AT) + (lane >> 2) * 4 + s;
         return {load_quants<F>(chunk, quad, s, lane), plane[0], F::HAS_ADD ? plane[32] : 0u};
     }
+    DEVICE void keep_shared(Packed& packed, const Packed& before, int s) {
+        if (shares_words<F>(s)) packed.quants = before.quants;
+    }
     DEVICE void fragments(const Packed& packed, int s, u32 (&f)[8]) {
         if (F::LOW == 8) {
             const uint4 v = packed.quants.low;
@@ -198,6 +211,7 @@ struct HalfTile<F, false, false> {
         const uint4* const at = (const uint4*)chunk + s * 64 + lane;
         return {{at[0], at[32]}};
     }
+    DEVICE void keep_shared(Packed&, const Packed&, int) {}
     DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) fragment_of(packed.groups[i], f + i * 4);
@@ -231,6 +245,7 @@ struct ByteTile {
             packed.factors[n] = same_halves(float_to_half(F::mul(scales, quad, n >> 1, n & 1) * GAIN));
         return packed;
     }
+    DEVICE void keep_shared(Packed&, const Packed&, int) {}
     DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {

@@ -22,7 +22,20 @@ struct Segment {
 #define SEGMENT_PARAMETERS(n) \
     const u8 *data##n, const float *scale##n, int units##n, int tiles##n, int rows##n, int column##n,
 
-// acc += products of rows g and g + 8 times a factor of the row and one of the sequence.
+// Whether every sequence's activations of these 256 columns are as they were, so that no factor undoes anything. Mostly.
+DEVICE bool unscaled(const float* factors, int batch, int lane) {
+    const int b = lane % (NT * 4) * 2;
+    const float2 two = *(const float2*)(factors + b);
+    return __all_sync(FULL_MASK, (two.x == 1.0f || b >= batch) && (two.y == 1.0f || b + 1 >= batch));
+}
+
+// acc += products of rows g and g + 8 times a factor of the row.
+DEVICE void add_unscaled(Sums& acc, const Sums& products, float2 of_rows) {
+#pragma unroll
+    for (int i = 0; i < NT * 4; ++i) acc[i] = fmaf(products[i], i & 2 ? of_rows.y : of_rows.x, acc[i]);
+}
+
+// acc += products of rows g and g + 8 times a factor of the row and one of the sequence, a power of two: the same bits.
 DEVICE void add_products(Sums& acc, const Sums& products, float2 of_rows, const float* factors, int lane) {
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
@@ -36,7 +49,7 @@ DEVICE void add_products(Sums& acc, const Sums& products, float2 of_rows, const 
 
 // acc += 256 columns (quads 128s of them) of this warp's tile times the activations at x, whose factors are per sequence.
 template <class F>
-DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, int lane, Sums& acc) {
+DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int batch, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
     auto load = [&](int s) {  // sub-block s of 8
         return Half::load(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane);
@@ -62,8 +75,16 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
         Half::fragments(load(s), s % 4, f);
         add_two_steps(products, f, x + s * 2 * STEP_BYTES);
     }
+    add_products(acc, products, Half::post(tile, lane >> 2), factors, lane);
 #else
     const u64 operand = operand_at(x);
+    const bool plain = unscaled(factors, batch, lane);
+    auto add = [&](float2 of_rows) {
+        if (plain)
+            add_unscaled(acc, products, of_rows);
+        else
+            add_products(acc, products, of_rows, factors, lane);
+    };
     if (Half::MINIMUMS) {
         of_minimums = Half::minimums(tile, lane, minimums);
         wgmma_fence();
@@ -77,12 +98,16 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
         if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
         if (s >= 3) wgmma_wait<2>();
         Half::fragments(packed, s % 4, f[s % 3]);
-        if (s < 7) packed = load(s + 1);
+        if (s < 7) {
+            const typename Half::Packed before = packed;
+            packed = load(s + 1);
+            Half::keep_shared(packed, before, (s + 1) % 4);
+        }
         keep_order(f[s % 3]);
         if (s == 0 && Half::MINIMUMS) {
             wgmma_wait<0>();
             keep_order(products);
-            add_products(acc, products, of_minimums, factors, lane);
+            add(of_minimums);
             keep_order(acc);
         }
         wgmma_fence();
@@ -92,8 +117,8 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
     }
     wgmma_wait<0>();
     keep_order(products);
+    add(Half::post(tile, lane >> 2));
 #endif
-    add_products(acc, products, Half::post(tile, lane >> 2), factors, lane);
 }
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
@@ -247,7 +272,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             const u32 x_at = shared_address(x);
             if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
             const u8* const tile = ring + stage * STAGE + WEIGHTS_AT + warp * TILE_STRIDE;
-#define ADD_COLUMNS(F) add_columns<F>(tile, x_at, factors, quads, lane, acc)
+#define ADD_COLUMNS(F) add_columns<F>(tile, x_at, factors, batch, quads, lane, acc)
             FOR_FORMAT(format, ADD_COLUMNS)
             __syncwarp();
             if (lane == 0) barrier_arrive(empty + stage * 8);

@@ -1,4 +1,4 @@
-// Activations as decode_gemm.cu multiplies them: halves times a power of two per sequence and 256 columns.
+// Activations as decode_gemm.cu multiplies them: halves times a power of two per sequence and 256 columns, mostly 1.
 //
 // An operand of 256 columns is 16 steps of 16 columns, then the sums of 32 inputs; each of those is nt groups of 8 sequences
 // of two core matrices of 8 sequences x 8 halves. A step: its even columns, its odd ones. Sums: columns 2s + quad for
@@ -34,8 +34,10 @@ DEVICE void convert(const float4 (&x)[2], const float4 (&weight)[2], bool norm, 
     }
     square = warp_sum(square);
     largest = __uint_as_float(__reduce_max_sync(FULL_MASK, __float_as_uint(largest)));
-    // 2^e with 2^e * largest in [2^9, 2^10): sums of 32 are halves too
-    const u32 exponent = min(max(__float_as_uint(largest) >> 23, 20u), 240u);
+    // 2^e with 2^e * largest in [2^9, 2^10): sums of 32 are halves too. Inputs of a usual size, [2^-6, 2^10), stay as they
+    // are, so that nothing is to be undone: what the smallest lose, 2^-25, is little beside the rounding of the largest.
+    const u32 own = __float_as_uint(largest) >> 23;
+    const u32 exponent = own == 0 || (own >= 121 && own <= 136) ? 136u : min(max(own, 20u), 240u);
     const float scale = __uint_as_float((263u - exponent) << 23);
     u8* const place = out + (b >> 3) * 256 + (b & 7) * 16;
 #pragma unroll
