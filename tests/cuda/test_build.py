@@ -108,12 +108,13 @@ def recurrent_shapes():
 def indexed_shapes(arch):
     """Indexers with the heads that read what they choose: of single positions, and of blocks."""
     from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
-    from engine.cuda.indexer.plan import IndexerShape
+    from engine.cuda.indexer.plan import IndexerShape, Pool
 
     other = tuple(KvType)[ARCHES.index(arch) % 2]
     latent = AttentionShape(128, 1, 576, 512, 0, KernelRopeStyle.ADJACENT, KvType.F16, values_in_keys=True)
     return [
         (IndexerShape(64, 128, 2048, 1, 0, False, 2048, KvType.F16), latent),
+        *((IndexerShape(32, 128, 512, 4, 0, False, 2051, other, pool), latent) for pool in (Pool.MEAN, Pool.GATES)),
         (IndexerShape(2, 128, 16, 128, 1, True, 2048, other), shape_of(128, half=other is KvType.F16)),
     ]
 

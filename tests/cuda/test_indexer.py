@@ -12,10 +12,11 @@ from engine.config import PAGE, KvType
 from engine.cpu.bricks.indexer import best
 from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle, LayerAttention
 from engine.cuda.indexer import indexer
-from engine.cuda.indexer.indexer import Choice, ChosenAttention, Rows, Scored
+from engine.cuda.indexer.indexer import Choice, ChosenAttention, PoolArrays, Rows, Scored
 from engine.cuda.indexer.plan import (
     FEW_ROWS,
     IndexerShape,
+    Pool,
     Ranges,
     choice_arrays,
     head_tile,
@@ -42,6 +43,13 @@ def blocks(heads, width, top, block, local, half=True):
     return IndexerShape(heads, width, top, block, local, True, top * block, kv_type)
 
 
+def pools(heads, width, top, block, pool, half=True):
+    """An indexer of full blocks, whose keys are pooled."""
+    kv_type, reads_all = KvType.F16 if half else KvType.F32, top * block + block - 1
+    rope = (4, 6, True) if pool is Pool.MEAN else (0, 0, False)
+    return IndexerShape(heads, width, top, block, 0, False, reads_all, kv_type, pool, *rope)
+
+
 def heads(n, kv_heads, key_dim, value_dim=None, half=True, **options):
     """Heads of attention."""
     kv_type = KvType.F16 if half else KvType.F32
@@ -56,6 +64,8 @@ HOST = {
     "tokens f32": (tokens(17, 6, 7, half=False), heads(4, 2, 10, 6, half=False), False),
     "blocks": (blocks(2, 8, 6, 8, 1), heads(4, 2, 16), False),
     "blocks, odd heads": (blocks(2, 8, 6, 8, 1), heads(4, 2, 20), False),
+    "means": (pools(3, 12, 5, 4, Pool.MEAN), heads(4, 2, 16), False),
+    "gates": (pools(35, 12, 7, 5, Pool.GATES, half=False), heads(4, 2, 10, half=False), False),
     "blocks f32": (blocks(2, 12, 3, 5, 0, half=False), heads(4, 2, 12, half=False), False),
 }
 DEEPSEEK = tokens(64, 128, 96), heads(128, 1, 576, 512, values_in_keys=True)
@@ -64,6 +74,8 @@ GPU = HOST | {
     "deepseek 3.2 plain": (*DEEPSEEK, True),
     "glm 5": (tokens(32, 128, 130, half=False), heads(64, 1, 576, 512, half=False, values_in_keys=True), False),
     "minimax m3": (blocks(4, 128, 3, 48, 1), heads(64, 4, 128), False),
+    "qwen 4": (pools(64, 128, 24, 4, Pool.MEAN), heads(16, 2, 128), False),
+    "glm 5.3": (pools(32, 128, 24, 4, Pool.GATES), heads(64, 1, 576, 512, values_in_keys=True), False),
     "wide heads": (blocks(2, 64, 3, 48, 1), heads(8, 2, 256), False),
 }
 """Indexer, heads, and whether attention is in float32 where tensor cores could multiply."""
@@ -101,7 +113,7 @@ class World:
             made = self.rng.integers(-2, 3, size) if whole_numbers else self.rng.normal(size=size)
             return made.astype(np.float32)
 
-        self.index = np.full((sequences * pages + 1, PAGE, shape.width), np.nan, dtype)
+        self.index = np.full((sequences * pages + 1, PAGE, shape.cached_width), np.nan, dtype)
         self.keys = np.full((sequences * pages + 1, attention.kv_heads, PAGE, attention.key_dim), np.nan, dtype)
         self.values = np.full((*self.keys.shape[:3], attention.value_dim), np.nan, dtype)
         for sequence in range(sequences):
@@ -110,8 +122,11 @@ class World:
                 self.keys[page], self.values[page] = normal(*self.keys.shape[1:]), normal(*self.values.shape[1:])
         if attention.values_in_keys:
             self.values = self.keys[..., : attention.value_dim]
-        self.new, self.q = normal(n, shape.width + 3), normal(n, shape.heads * shape.width)
-        self.weights = None if shape.by_head else normal(n, shape.heads)
+        self.new, self.q = normal(n, shape.cached_width + 3), normal(n, shape.heads * shape.width)
+        self.weights = None if shape.by_head or shape.pool is Pool.MEAN else normal(n, shape.heads)
+        self.ape = normal(shape.block, shape.width) if shape.pool is Pool.GATES else None
+        self.pool_weight = normal(shape.width) if shape.pool is Pool.MEAN else None
+        self.inv_freq = 0.3 ** np.arange(shape.rope_dim // 2)
         self.qkv, self.sinks = normal(n, attention.row_width), normal(attention.heads)
         arrays = choice_arrays(shape, n, 1, CONTEXT)
         kinds = {"chosen": np.int32, "whole": np.int32, "choosing": np.int32, "identity": np.int32}
@@ -125,8 +140,12 @@ class World:
         up, choice, n = self.memory.up, self.choice, len(self.positions)
         rows = Rows(up(self.positions), up(self.table), up(self.sequence))
         cache = up(self.index)
-        choice.append(up(self.new)[:, : self.shape.width], cache, rows)
-        choice.choose(Scored(up(self.q), None if self.weights is None else up(self.weights)), cache, rows)
+        choice.append(up(self.new)[:, : self.shape.cached_width], cache, rows)
+        weights, ape, norm = (None if one is None else up(one) for one in (self.weights, self.ape, self.pool_weight))
+        pool = None
+        if self.shape.pool is not Pool.NONE:
+            pool = PoolArrays(ape, norm, 1e-5, up(self.inv_freq), 1.5)
+        choice.choose(Scored(up(self.q), weights, pool), cache, rows)
         self.index = self.memory.down(cache)
         ranges = ranges or ranges_of(self.shape, self.attention, self.tile, CONTEXT, 8)
         memory = {
@@ -146,9 +165,32 @@ class World:
         flat = flat if array is self.index else flat.reshape(-1, *flat.shape[2:])
         return flat[: self.positions[row] + 1].astype(np.float64)
 
+    def pooled(self, cached):
+        """Keys of the full blocks of what is cached, (blocks, Di)."""
+        shape = self.shape
+        n = len(cached) // shape.block
+        keys = cached[: n * shape.block, : shape.width].reshape(n, shape.block, -1)
+        if shape.pool is Pool.GATES:
+            gates = np.exp(cached[: n * shape.block, shape.width :].reshape(keys.shape) + self.ape)
+            return (keys * gates).sum(1) / gates.sum(1)
+        mean, half = keys.mean(1), shape.rope_dim // 2
+        mean = mean / np.sqrt((mean * mean).mean(1, keepdims=True) + 1e-5) * self.pool_weight
+        angle = np.outer(np.arange(n) * shape.block, self.inv_freq)
+        cos, sin = 1.5 * np.cos(angle), 1.5 * np.sin(angle)
+        first, second = (mean[:, at : at + half].copy() for at in (shape.rope_first, shape.rope_first + half))
+        mean[:, shape.rope_first :][:, :half] = first * cos - second * sin
+        mean[:, shape.rope_first + half :][:, :half] = first * sin + second * cos
+        return mean
+
     def chosen(self, row):
         """Positions of every choice of a row, from the definition."""
         shape, n = self.shape, self.positions[row] + 1
+        if shape.pool is not Pool.NONE:
+            dots = self.q[row].reshape(shape.heads, -1).astype(np.float64) @ self.pooled(self.seen(self.index, row)).T
+            weights = np.ones(shape.heads) if self.weights is None else self.weights[row] * shape.weight_factor
+            taken = best((weights @ np.maximum(dots, 0.0)).astype(np.float32), shape.top)
+            positions = np.append(taken, n // shape.block)[:, None] * shape.block + np.arange(shape.block)
+            return [positions[positions < n]]
         dots = self.q[row].reshape(shape.heads, -1).astype(np.float64) @ self.seen(self.index, row).T
         if not shape.by_head:
             return [best((self.weights[row] @ np.maximum(dots, 0.0)).astype(np.float32), shape.top)]
@@ -202,7 +244,7 @@ def test_rows_attend_to_the_best_positions(world, kind, name):
     assert down(made.choice.choosing)[:8].tolist() == np.where(choosing, made.positions, -1).tolist()
     for row, position in enumerate(made.positions):
         if 0 <= position < CONTEXT:
-            new = made.new[row, : shape.width].astype(made.index.dtype)
+            new = made.new[row, : shape.cached_width].astype(made.index.dtype)
             np.testing.assert_array_equal(made.seen(made.index, row)[-1], new)
         if not choosing[row]:
             assert (out[row] == -7).all()
@@ -216,7 +258,7 @@ def test_rows_attend_to_the_best_positions(world, kind, name):
 def sums_are_exact(name):
     """Whether whole numbers times the factor of the weights are sums of few bits."""
     shape = GPU[name][0]
-    return shape.by_head or math.frexp(shape.weight_factor)[0] == 0.5
+    return shape.pool is Pool.NONE and (shape.by_head or math.frexp(shape.weight_factor)[0] == 0.5)
 
 
 @pytest.mark.parametrize(("kind", "name"), [case for case in CASES if sums_are_exact(case.values[1])])

@@ -2,10 +2,11 @@
 //
 // grid (T, CHOICES), 1024 threads; rows with position -1 are left alone. scores float32 [T][CHOICES][most], of which a row at
 // position p has p / BLOCK + 1, more than `count`; chosen int32 [T][CHOICES][count]. Of equal scores the first are taken, NaN
-// counts as lowest, and the newest `local` blocks are always among the best.
+// counts as lowest, and the newest `local` blocks are always among the best. With TAIL full blocks alone have scores, and the
+// block behind them, which is not full, follows what is chosen: chosen int32 [T][CHOICES][count + 1].
 // Every score becomes a number whose order is that of the scores. Its bits are found from the highest on, by counting, 11,
 // 11 and 10 at a time: the least number that is chosen, and how many of those that equal it. Then warps write their shares.
-// Defines: CHOICES, BLOCK.
+// Defines: CHOICES, BLOCK, TAIL.
 
 #define THREADS 1024
 #define BINS 2048
@@ -42,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     pdl_wait();
     const int position = positions[blockIdx.x], warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     if (position < 0) return;
-    const int n = position / BLOCK + 1;
+    const int n = TAIL ? (position + 1) / BLOCK : position / BLOCK + 1;
     const i64 place = (i64)blockIdx.x * CHOICES + blockIdx.y;
     const float* own = scores + place * most;
     u32 least = 0, known = 0;  // bits of the least number chosen, and which of its bits are found
@@ -83,7 +84,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     __syncthreads();
     above = equal = 0;
     for (int w = 0; w < warp; ++w) above += above_of[w], equal += equal_of[w];
-    int* to = chosen + place * count;
+    int* to = chosen + place * (count + TAIL);
+    if (TAIL && threadIdx.x == 0) to[count] = n;
     for (int start = low; start < high; start += WARP) {
         const int i = start + lane;
         const u32 order = i < high ? order_of(own[i], i >= n - local) : 0, before = (1u << lane) - 1;

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.cuda.attention.attention_plan import AttentionShape, LayerAttention
-from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.driver.arrays import Argument, DeviceArray
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
-from engine.cuda.indexer.plan import FEW_ROWS, Arrays, HeadTile, IndexerShape, Ranges
+from engine.cuda.indexer.plan import FEW_ROWS, Arrays, HeadTile, IndexerShape, Pool, Ranges
 
 _SCORE_BLOCKS = 512
 """Blocks of a launch of scores, over all rows: about four for every multiprocessor of the largest cards."""
@@ -67,20 +67,44 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class PoolArrays:
+    """What makes the key of a block; see index_scores_pools.cu.
+
+    Attributes:
+        ape: float32 (block, Di), added to gates; else None.
+        weight, epsilon: of the norm of a mean; float32 (Di,), else None.
+        inv_freq, rope_scale: of its rotation; float64 (rope_dim / 2,), or None.
+    """
+
+    ape: DeviceArray | None
+    weight: DeviceArray | None
+    epsilon: float
+    inv_freq: DeviceArray | None
+    rope_scale: float
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """The last arguments of index_scores."""
+        return self.ape, self.weight, float(self.epsilon), self.inv_freq, float(self.rope_scale)
+
+
+@dataclass(frozen=True, eq=False)
 class Scored:
     """What an indexer compares with its keys.
 
     Attributes:
         q: float32 (T, I * Di), rows contiguous.
-        weights: float32 (T, I), rows contiguous; None where each head chooses.
+        weights: float32 (T, I), rows contiguous; None where each head chooses, or counts alike.
+        pool: of a layer whose blocks have keys of their own, else None.
     """
 
     q: DeviceArray
     weights: DeviceArray | None
+    pool: PoolArrays | None = None
 
     def part(self, first: int, end: int) -> Scored:
         """Rows first .. end - 1."""
-        return Scored(self.q[first:end], None if self.weights is None else self.weights[first:end])
+        return Scored(self.q[first:end], None if self.weights is None else self.weights[first:end], self.pool)
 
 
 class Choice:
@@ -116,11 +140,11 @@ class Choice:
         """Stores keys, and says which rows choose.
 
         Args:
-            keys: float32 (T, Di), rows contiguous: normalized and rotated.
-            cache: float16 or float32 (N, PAGE, Di).
+            keys: float32 (T, W), rows contiguous, with W numbers of each position that are cached.
+            cache: float16 or float32 (N, PAGE, W).
             rows: of the step; a key goes to its row's position, or nowhere where that has no page.
         """
-        assert keys.shape[1] == self.shape.width == cache.shape[2] and keys.strides[1] == 4
+        assert keys.shape[1] == self.shape.cached_width == cache.shape[2] and keys.strides[1] == 4
         args = (keys, keys.strides[0] // 4, cache, *rows.table, rows.positions)
         launch(self._append, rows.count, 128, (*args, self.shape.all_chosen, self.whole, self.choosing))
 
@@ -142,7 +166,8 @@ class Choice:
         shape, n = self.shape, rows.count
         q, weights = scored.q, scored.weights
         assert n <= self._at_once and q.shape[1] == shape.heads * shape.width and q.strides[1] == 4
-        assert (weights is None) == shape.by_head
+        assert (scored.pool is None) == (shape.pool is Pool.NONE)
+        assert weights is not None or shape.by_head or shape.pool is Pool.MEAN
         launch(
             self._score,
             (max(1, _SCORE_BLOCKS // n), n),
@@ -158,12 +183,13 @@ class Choice:
                 self.choosing[first : first + n],
                 self._scores,
                 int(self._scores.shape[2]),
+                *(() if scored.pool is None else scored.pool.arguments),
             ),
         )
 
     def choose_scored(self, n: int, first: int = 0) -> None:
         """The choices of the n rows that were scored last, rows first, first + 1, ... of the step."""
-        count, blocks = int(self.chosen.shape[2]), int(self._scores.shape[2])
+        count, blocks = int(self.chosen.shape[2]) - self.shape.tail, int(self._scores.shape[2])
         chosen = self.chosen[first : first + n] if len(self.chosen) > 1 else self.chosen  # no row chooses
         args = (self._scores, blocks, self.choosing[first : first + n], int(self.shape.local), count, chosen)
         launch(self._choose, (n, self.shape.choices), 1024, args)

@@ -6,14 +6,15 @@ Letters: I heads of the indexer, Di their width, C choices of a row: one for all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from math import prod
 
 from engine.config import PAGE, KvType
 from engine.cuda.attention.attention_plan import COMMON_FILES, AttentionShape, Job
-from engine.model.config import IndexerConfig, IndexerKind
+from engine.model.config import IndexerConfig, IndexerKind, RopeStyle
 
-LARGEST_QUERIES = 10240
-"""Most numbers of a row's queries, I * Di: they are in the shared memory of a block."""
+MOST_SHARED = 12000
+"""Most of IndexerShape.shared_floats: the queries of a row are in the shared memory of a block."""
 
 FEWEST_SCORED = 128
 """Rows of prompts whose scores are computed together, at least; decode steps have room for all of theirs."""
@@ -25,6 +26,14 @@ _CHOSEN_FILES = (*COMMON_FILES, "attention_chosen.cuh")
 
 _LEAST_RANGE = 128
 """Positions of a range, at least, where there are several."""
+
+
+class Pool(Enum):
+    """How the key of a full block is made of those of its positions; see engine.model.config.IndexerKind."""
+
+    NONE = 0  # it is not
+    MEAN = 1  # normalized and rotated
+    GATES = 2  # weighted by gates, which are cached beside the keys
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class IndexerShape:
             together score single positions, each head with a weight of the row, for all cache heads.
         all_chosen: with so many positions, or fewer, all of them are chosen.
         kv_type: number format of its keys.
+        pool: blocks have keys of their own, full ones alone are chosen, and the positions behind the last are read.
+        rope_first, rope_dim, rope_halves: which numbers of a mean are rotated, and as pairs (i, i + rope_dim / 2) or of
+            neighbours.
     """
 
     heads: int
@@ -49,6 +61,27 @@ class IndexerShape:
     by_head: bool
     all_chosen: int
     kv_type: KvType
+    pool: Pool = Pool.NONE
+    rope_first: int = 0
+    rope_dim: int = 0
+    rope_halves: bool = False
+
+    @property
+    def cached_width(self) -> int:
+        """Numbers that are cached of a position."""
+        return 2 * self.width if self.pool is Pool.GATES else self.width
+
+    @property
+    def tail(self) -> int:
+        """Blocks that are read behind those that are chosen."""
+        return 0 if self.pool is Pool.NONE else 1
+
+    @property
+    def shared_floats(self) -> int:
+        """Shared memory of a block that scores."""
+        if self.pool is Pool.NONE:
+            return self.heads * (self.width + 1) + 256
+        return self.heads * (self.width + 2) + 8 * self.width
 
     @property
     def choices(self) -> int:
@@ -61,8 +94,8 @@ class IndexerShape:
         return float((self.heads * self.width) ** -0.5)
 
     def count(self, context_length: int) -> int:
-        """Blocks of a choice, where a sequence has at most so many positions."""
-        return min(self.top, -(-context_length // self.block))
+        """Blocks that a row reads, where a sequence has at most so many positions."""
+        return min(self.top, -(-context_length // self.block)) + self.tail
 
     def append_job(self) -> Job:
         """Builds index_append."""
@@ -71,6 +104,10 @@ class IndexerShape:
     def scores_job(self, *, plain: bool = False) -> Job:
         """Builds index_scores. plain: in float32 also where tensor cores could multiply."""
         sizes = {"INDEX_HEADS": self.heads, "BLOCK": self.block, "BY_HEAD": int(self.by_head)}
+        if self.pool is not Pool.NONE:
+            sizes |= {"INDEX_WIDTH": self.width, "CACHED": self.cached_width, "GATES": int(self.pool is Pool.GATES)}
+            sizes |= {"ROPE_FIRST": self.rope_first, "ROPE_DIM": self.rope_dim, "ROPE_HALVES": int(self.rope_halves)}
+            return ("cache_numbers.cuh", "index_scores_pools.cu"), self._cache_defines() | sizes
         fits = self.heads <= 64 and self.width <= 128 and self.width % 16 == 0 and PAGE == 64
         tensor_cores = fits and self.kv_type is KvType.F16 and not (self.by_head or plain)
         variant = "half" if tensor_cores else "plain"
@@ -78,7 +115,7 @@ class IndexerShape:
 
     def choose_job(self) -> Job:
         """Builds index_choose."""
-        return ("index_choose.cu",), {"CHOICES": self.choices, "BLOCK": self.block}
+        return ("index_choose.cu",), {"CHOICES": self.choices, "BLOCK": self.block, "TAIL": self.tail}
 
     def attention_job(self, attention: AttentionShape, tile: HeadTile) -> Job:
         """Builds attention_chosen."""
@@ -93,15 +130,24 @@ class IndexerShape:
         return attention.defines() | {"HEAD_TILE": tile.heads, "CHOICES": self.choices, "BLOCK": self.block}
 
     def _cache_defines(self) -> dict[str, object]:
-        return {"CACHE_HALF": int(self.kv_type is KvType.F16), "PAGE": PAGE, "INDEX_WIDTH": self.width}
+        return {"CACHE_HALF": int(self.kv_type is KvType.F16), "PAGE": PAGE, "INDEX_WIDTH": self.cached_width}
+
+
+_POOLS = {IndexerKind.POOLED: Pool.MEAN, IndexerKind.GATED_POOLS: Pool.GATES}
 
 
 def indexer_shape(config: IndexerConfig, kv_type: KvType) -> IndexerShape:
     """The kernel shape of one layer's indexer."""
+    pool, rope = _POOLS.get(config.kind, Pool.NONE), config.rope
+    turned = rope.n_rot if rope is not None and pool is Pool.MEAN else 0
     return IndexerShape(
+        pool=pool,
+        rope_first=config.width - turned if config.rotated_last and turned else 0,
+        rope_dim=turned,
+        rope_halves=bool(turned) and rope is not None and rope.style is RopeStyle.NEOX,
         heads=config.heads,
         width=config.width,
-        top=config.top_k,
+        top=config.top_k if pool is Pool.NONE else config.top_k // config.block,
         block=config.block,
         local=config.local,
         by_head=config.kind is IndexerKind.BLOCKS,

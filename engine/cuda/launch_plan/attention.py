@@ -297,7 +297,8 @@ def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
         rope_style=KernelRopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
         kv_type=kv_type,
         alibi=config.alibi > 0.0,
-        values_in_keys=config.values_in_keys,
+        # Without a rotated part a key has no number behind its value: values are cached apart.
+        values_in_keys=config.values_in_keys and config.value_width < config.key_width,
         gate=-(-_gates(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
         distances=FARTHEST if config.relative_buckets else 0,
         both_ways=not config.causal,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.config import KvType
 from engine.cuda.attention.attention_plan import AttentionShape
-from engine.cuda.indexer.plan import FEW_ROWS, IndexerShape, head_tile, indexer_shape, scored_rows
+from engine.cuda.indexer.plan import FEW_ROWS, IndexerShape, Pool, head_tile, indexer_shape, scored_rows
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Launch, Step
 from engine.model.config import IndexerConfig
@@ -19,15 +19,18 @@ class OwnIndexer:
     """What scores are made of; see engine.model.config.IndexerKind.
 
     Attributes:
-        inputs: products of norm(x): keys, then the heads' weights; where heads choose, queries, then keys.
+        inputs: products of norm(x): keys, gates if there are any, then the heads' weights; without such weights
+            queries, then keys.
         queries: queries from the low-rank query of latent attention; None where `inputs` gives them.
         q_norm: whether queries are normalized. rotates: whether queries and keys are rotated.
+        raw_keys: keys are cached as they are.
     """
 
     inputs: Projection
     queries: Projection | None
     q_norm: bool
     rotates: bool
+    raw_keys: bool = False
 
     def projections(self) -> Iterator[Projection]:
         """All of them."""
@@ -39,8 +42,8 @@ class OwnIndexer:
         """Queries, weights and keys."""
         for projection in self.projections():
             yield from step.product(projection)
-        kernels = [(self.q_norm, "normalize_pieces"), (True, "normalize_pieces"), (self.rotates, "rotate_pieces")]
-        kernels += [(self.rotates, "rotate_pieces")]
+        kernels = [(self.q_norm, "normalize_pieces"), (not self.raw_keys, "normalize_pieces")]
+        kernels += [(self.rotates, "rotate_pieces"), (self.rotates and not self.raw_keys, "rotate_pieces")]
         yield from (step.part(kernel) for wanted, kernel in kernels if wanted)
 
 
@@ -60,7 +63,7 @@ class IndexerPlan:
     @property
     def cached_width(self) -> int:
         """Numbers that the layer caches of a position for its indexer."""
-        return 0 if self.own is None else self.shape.width
+        return 0 if self.own is None else self.shape.cached_width
 
     def products(self) -> Iterator[Product]:
         """All products."""
@@ -103,8 +106,10 @@ def describe_indexer(
     if weights is None:
         return IndexerPlan(shape, attention, None)
     if weights.proj is not None:
-        inputs, queries = chooser.side_by_side([weights.k, weights.proj]), chooser.projection([weights.q])
+        gate = () if weights.gate is None else (weights.gate,)
+        inputs, queries = chooser.side_by_side([weights.k, *gate, weights.proj]), chooser.projection([weights.q])
     else:
         inputs, queries = chooser.side_by_side([weights.q, weights.k]), None
     norms, rotates = weights.q_norm is not None, weights.rope is not None
-    return IndexerPlan(shape, attention, OwnIndexer(inputs, queries, q_norm=norms, rotates=rotates))
+    raw = shape.pool is Pool.MEAN
+    return IndexerPlan(shape, attention, OwnIndexer(inputs, queries, q_norm=norms, rotates=rotates, raw_keys=raw))

@@ -13,6 +13,7 @@ from engine.cuda.experts.moe import ExpertProducts
 from engine.cuda.experts.moe_rows import RowExperts
 from engine.cuda.experts.prefill import StackedExperts
 from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.indexer.indexer import PoolArrays
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.indexer import IndexerPlan
@@ -140,6 +141,7 @@ class DeviceIndexer:
     Attributes:
         q_norm: norm of each head's queries, or None. k_norm: of keys.
         rope: rotation of both, or None. rotated_last: of their last numbers, not the first.
+        pool: what makes keys of blocks, or None.
     """
 
     plan: IndexerPlan
@@ -149,6 +151,12 @@ class DeviceIndexer:
     k_norm: DeviceNorm
     rope: DeviceRope | None
     rotated_last: bool
+    pool: PoolArrays | None
+
+    @property
+    def raw_keys(self) -> bool:
+        """Whether keys are cached as they are."""
+        return self.plan.own is not None and self.plan.own.raw_keys
 
     @property
     def n_bytes(self) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
+from engine.config import KvType
 from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
-from engine.cuda.indexer.plan import LARGEST_QUERIES
+from engine.cuda.indexer.plan import MOST_SHARED, indexer_shape
 from engine.cuda.recurrent.convolution import MAX_CONV
 from engine.cuda.recurrent.delta import MAX_HEAD
 from engine.cuda.recurrent.lightning import MAX_COLUMNS
@@ -30,7 +31,6 @@ from engine.model.config import (
     DeltaNetConfig,
     FfnConfig,
     GateFunction,
-    IndexerKind,
     KimiDeltaConfig,
     LightningConfig,
     Mamba2Config,
@@ -142,7 +142,7 @@ _ANY = frozenset(
         "skip",  # within a limit
         "block",  # only where the layer's weights are
         "output_factor",  # in the weights it is part of the layer's number
-        "indexer",  # of some kinds, within limits
+        "indexer",  # within a limit
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -159,9 +159,6 @@ _RECURRENT = (
     Rwkv7Config,
 )
 """Recurrent mixers that kernels serve, within limits."""
-
-_INDEXERS = (IndexerKind.TOKENS, IndexerKind.BLOCKS)
-"""Kinds of indexers that kernels serve, within limits."""
 
 _NAMES = {
     "ngrams": "tables of n-grams",
@@ -217,11 +214,8 @@ def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
-    if config.indexer is not None:
-        if config.indexer.kind not in _INDEXERS:
-            yield "an indexer that chooses pooled blocks"
-        if config.indexer.heads * config.indexer.width > LARGEST_QUERIES:
-            yield f"an indexer with queries of more than {LARGEST_QUERIES} numbers"
+    if config.indexer is not None and indexer_shape(config.indexer, KvType.F16).shared_floats > MOST_SHARED:
+        yield "an indexer with queries of so many numbers"
 
 
 def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:

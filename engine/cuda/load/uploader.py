@@ -17,6 +17,8 @@ from engine.cuda.experts.moe import ExpertProducts
 from engine.cuda.experts.moe_rows import RowExperts
 from engine.cuda.experts.prefill import StackedExperts
 from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.indexer.indexer import PoolArrays
+from engine.cuda.indexer.plan import Pool
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
@@ -296,14 +298,22 @@ class Uploader(RecurrentUploader):
         assert config.indexer is not None
         own, k_norm = plan.own, self.norm(weights.k_norm)
         assert k_norm is not None
+        rope, pool = None if weights.rope is None else self._rope(weights.rope), None
+        if plan.shape.pool is Pool.GATES:
+            assert weights.ape is not None
+            pool = PoolArrays(self.vector(weights.ape), None, 0.0, None, 1.0)
+        elif plan.shape.pool is Pool.MEAN:
+            turned = (None, 1.0) if rope is None else (rope.inv_freq, rope.scale)
+            pool = PoolArrays(None, k_norm.weight, k_norm.epsilon, *turned)
         return DeviceIndexer(
             plan=plan,
             inputs=self.projection(own.inputs),
             queries=None if own.queries is None else self.projection(own.queries),
             q_norm=self.norm(weights.q_norm),
             k_norm=k_norm,
-            rope=None if weights.rope is None else self._rope(weights.rope),
+            rope=rope,
             rotated_last=config.indexer.rotated_last,
+            pool=pool,
         )
 
     def _latent(self, plan: LatentPlan, weights: LatentWeights, rope: RopeTable | None) -> DeviceLatent:

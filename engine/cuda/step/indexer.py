@@ -86,23 +86,26 @@ def index_inputs(
     found, keys = scored(indexer, buffers, n)
     if indexer.q_norm is not None:
         parts.normalize(found.q, found.q, indexer.q_norm, pieces=shape.heads)
-    parts.normalize(keys, keys, indexer.k_norm)
+    raw, keys = indexer.raw_keys, keys[:, : shape.width]
+    if not raw:
+        parts.normalize(keys, keys, indexer.k_norm)
     if indexer.rope is not None:
         first = shape.width - indexer.rope.n_rot if indexer.rotated_last else 0
         queries = found.q.reshape(n, shape.heads, shape.width)[:, :, first:]
         parts.rotate(queries, queries, indexer.rope, positions)
-        turned = keys[:, None, first:]
-        parts.rotate(turned, turned, indexer.rope, positions)
+        if not raw:
+            turned = keys[:, None, first:]
+            parts.rotate(turned, turned, indexer.rope, positions)
 
 
 def scored(indexer: DeviceIndexer, buffers: IndexBuffers, n: int) -> tuple[Scored, DeviceArray]:
-    """What index_inputs() has left of n rows: queries and weights, and the keys (n, Di)."""
+    """What index_inputs() has left of n rows: queries and weights, and what is cached of each."""
     shape, inputs = indexer.plan.shape, columns_of(buffers.index_inputs, n, indexer.inputs.width)
     if indexer.queries is None:
         end = shape.heads * shape.width
-        return Scored(inputs[:, :end], None), inputs[:, end:]
-    queries = columns_of(buffers.index_queries, n, indexer.queries.width)
-    return Scored(queries, inputs[:, shape.width :]), inputs[:, : shape.width]
+        return Scored(inputs[:, :end], None, indexer.pool), inputs[:, end:]
+    queries, cached = columns_of(buffers.index_queries, n, indexer.queries.width), shape.cached_width
+    return Scored(queries, inputs[:, cached:], indexer.pool), inputs[:, :cached]
 
 
 def choose(indexer: DeviceIndexer, buffers: IndexBuffers, choice: Choice, cache: DeviceArray, rows: Rows) -> None:

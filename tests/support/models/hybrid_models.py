@@ -72,7 +72,7 @@ ROUTED = {"minimax-01": 0, "kimi-k3": 1, "glm5-next": 1, "qwen4exp": 0}
 """Families with experts, and the first layer that has them."""
 
 
-ON_CPU_ALONE = {"glm5-next", "qwen4exp"}
+ON_CPU_ALONE = {"qwen4exp"}
 """Families that the GPU declines."""
 
 GPU_FAMILIES = tuple(family for family in FAMILIES if family not in ON_CPU_ALONE)

@@ -22,7 +22,7 @@ class Hybrid:
         self.family, self.meta = family, {}
         self.metadata, self.tensors = tiny_hybrid_parts(family)
 
-    def write(self, folder, more):
+    def write(self, folder, more=None):
         """Its vocabulary is larger than that of the other models, and so is its tokenizer's."""
         path = folder / f"{self.family}.gguf"
         path.write_bytes(build_gguf(self.metadata, self.tensors))
