@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from engine.concurrency import fork
 from engine.concurrency.turn import WAIT_SECONDS, Hold, Turn
-from engine.cpu.rooms import Rooms
+from engine.cpu.reused_memory import ReusedMemory
 from engine.errors import InvalidRequestError
 
 MAX_THREADS = 1024
@@ -106,7 +106,7 @@ class ThreadPool:
         threads: number of threads; None means `default_threads()`.
 
     Attributes:
-        rooms: memory for what tasks write.
+        memory: for what tasks write.
 
     Raises:
         InvalidRequestError: threads is not between 1 and 1024.
@@ -118,7 +118,7 @@ class ThreadPool:
         if not 1 <= threads <= MAX_THREADS:
             raise InvalidRequestError(f"threads must be between 1 and {MAX_THREADS}, not {threads}")
         self.threads = threads
-        self.rooms = Rooms()
+        self.memory = ReusedMemory()
         self._starting = Turn()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._open: list[_Job] = []  # of calls of run() that have not returned
@@ -174,7 +174,7 @@ class ThreadPool:
     def close(self) -> None:
         """Ends the threads; safe to call twice."""
         self._closed = True
-        self.rooms.clear()
+        self.memory.clear()
         self._jobs.put(None)
         if self._finalizer is not None:
             self._finalizer.detach()

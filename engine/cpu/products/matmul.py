@@ -129,7 +129,7 @@ def matmul(
     if reference:
         assert epilogue is NOTHING
         return _reference(x, weight)
-    out: Float32Array = pool.rooms.empty(n_tokens, weight.rows)
+    out: Float32Array = pool.memory.empty(n_tokens, weight.rows)
     if 1 <= n_tokens <= DOT_TOKENS and weight.kernels:
         _dot(x, weight, out, epilogue, pool)
     elif n_tokens:

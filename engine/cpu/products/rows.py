@@ -23,7 +23,7 @@ def spread_rows(x: Float32Array, columns: int, pool: ThreadPool) -> Float32Array
     """Rows of x as the blocked kernel reads them: `columns` of them, behind the last one zeros, and spread."""
     if x.shape[1] == columns and x.strides[0] % 4096 >= 512:
         return x
-    wide: Float32Array = pool.rooms.empty(len(x), spread(4 * columns), dtype=np.uint8).view(np.float32)
+    wide: Float32Array = pool.memory.empty(len(x), spread(4 * columns), dtype=np.uint8).view(np.float32)
 
     def copy(part: slice) -> None:
         wide[part, : x.shape[1]] = x[part]
@@ -39,7 +39,7 @@ def rounded_rows(
     """Rows of x as the blocked kernel of pairs reads them: rounded to BF16 by the kernel round_rows, and spread."""
     from engine.cpu.kernels.terms import PAIR_COLUMNS
 
-    narrow: npt.NDArray[np.uint8] = pool.rooms.empty(len(x), spread(2 * columns), dtype=np.uint8)
+    narrow: npt.NDArray[np.uint8] = pool.memory.empty(len(x), spread(2 * columns), dtype=np.uint8)
     source, row_bytes, target, out_bytes = array_address(x), x.strides[0], array_address(narrow), narrow.strides[0]
 
     def write(part: slice) -> None:

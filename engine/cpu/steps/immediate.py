@@ -60,11 +60,11 @@ class Immediate:
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
-        return self._pool.rooms.empty(*shape)
+        return self._pool.memory.empty(*shape)
 
     def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
         """See Steps.embed."""
-        out = self._pool.rooms.empty(batch.n_tokens, table.columns)
+        out = self._pool.memory.empty(batch.n_tokens, table.columns)
         embed_rows(table, batch.token_ids, out)
         finish(out, batch)
         return out
@@ -85,7 +85,7 @@ class Immediate:
         self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
     ) -> Float32Array:
         """See Steps.normalize."""
-        out = self._pool.rooms.empty(*x.shape)
+        out = self._pool.memory.empty(*x.shape)
         self.run(normalize_step(x, norm, out, residual, factor), x, out, residual)
         return out
 
@@ -162,7 +162,7 @@ class Immediate:
 
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """See Steps.take_columns."""
-        out = self._pool.rooms.empty(len(x), x.shape[1] * width)
+        out = self._pool.memory.empty(len(x), x.shape[1] * width)
         self.run(columns_step(x, first, width, out), x, out)
         return out
 
@@ -214,7 +214,7 @@ class Immediate:
         weight: PreparedWeight,
         residual: Float32Array | None,
     ) -> Float32Array:
-        out = self._pool.rooms.empty(len(x), weight.rows)
+        out = self._pool.memory.empty(len(x), weight.rows)
         if not len(x):
             return out
         self.run(integer_step(integer, x, linear, weight, out, residual, PER_FLOAT), x, out, linear, residual)
