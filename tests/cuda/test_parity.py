@@ -9,7 +9,7 @@ from engine import LLM, SamplingParams
 from engine.api.llm import BUNDLED_MODEL
 from engine.api.perplexity import cut, measure
 from engine.cuda.formats.layouts import LAYOUTS
-from engine.cuda.launch_plan import mixture_parts
+from engine.cuda.launch_plan.parts import mixture_parts
 from engine.gguf.types import GGMLType
 from engine.sampling.sampler import sample
 from tests.support.gpu.helpers import (

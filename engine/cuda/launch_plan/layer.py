@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from engine.cuda.launch_plan.attention import AttentionPlan
-from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.mixture import MoePlan
+from engine.cuda.launch_plan.parts.attention import AttentionPlan
+from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
+from engine.cuda.launch_plan.parts.mixture import MoePlan
+from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan
+from engine.cuda.launch_plan.parts.skips import SkipPlan
+from engine.cuda.launch_plan.parts.streams import LaurelPlan, LayerInputPlan, stream_launch
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
-from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
-from engine.cuda.launch_plan.rwkv import ChannelMixPlan
-from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
-from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, stream_launch
 
 
 @dataclass(frozen=True)

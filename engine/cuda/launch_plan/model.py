@@ -12,11 +12,8 @@ from engine.cuda.attention import step_rows
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.attention.cache import CacheShape
 from engine.cuda.driver import staging
-from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.costs import Cost, cost_of, rows_of_turns
 from engine.cuda.launch_plan.families import Card, Family, Phase
-from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
-from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.layer import (
     CombinedPlan,
     LayerPlan,
@@ -24,15 +21,18 @@ from engine.cuda.launch_plan.layer import (
     leaves_behind,
     leaves_inside,
 )
-from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.mixture_parts import describe_moe
-from engine.cuda.launch_plan.norms import norm_of
+from engine.cuda.launch_plan.parts.attention import describe_attention
+from engine.cuda.launch_plan.parts.feed_forward import FfnPlan, describe_ffn
+from engine.cuda.launch_plan.parts.indexer import IndexerPlan
+from engine.cuda.launch_plan.parts.mixture import MoePlan
+from engine.cuda.launch_plan.parts.mixture_parts import describe_moe
+from engine.cuda.launch_plan.parts.norms import norm_of
+from engine.cuda.launch_plan.parts.recurrent import describe_recurrent
+from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan, describe_channel_mix
+from engine.cuda.launch_plan.parts.skips import SkipsPlan, describe_skips
+from engine.cuda.launch_plan.parts.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.recurrent import describe_recurrent
-from engine.cuda.launch_plan.rwkv import ChannelMixPlan, describe_channel_mix
-from engine.cuda.launch_plan.skips import SkipsPlan, describe_skips
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
-from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.matrix import gemm_plan
 from engine.cuda.recurrent.plan import StateShape
 from engine.cuda.rows import pooling

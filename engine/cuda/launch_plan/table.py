@@ -7,8 +7,8 @@ from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 
 from engine.cuda.launch_plan.families import Families, Phase
-from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.products import Product
 
 

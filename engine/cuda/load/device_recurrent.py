@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.cuda.driver.arrays import DeviceArray
-from engine.cuda.launch_plan.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
-from engine.cuda.launch_plan.rwkv import ChannelMixPlan, Rwkv6Plan, Rwkv7Plan
+from engine.cuda.launch_plan.parts.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
+from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan, Rwkv6Plan, Rwkv7Plan
 from engine.cuda.load.device_products import DeviceProjection
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.cuda.driver.arrays import DeviceArray
-from engine.cuda.launch_plan.skips import SkipPlan
+from engine.cuda.launch_plan.parts.skips import SkipPlan
 from engine.cuda.load.device_products import DeviceProjection
 from engine.cuda.rows.parts import DeviceNorm
 

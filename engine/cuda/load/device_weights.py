@@ -14,13 +14,13 @@ from engine.cuda.experts.moe_rows import RowExperts
 from engine.cuda.experts.prefill import StackedExperts
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.indexer.indexer import PoolArrays
-from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
-from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.layer import LayerPlan
-from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
-from engine.cuda.launch_plan.streams import PerLayerPlan
+from engine.cuda.launch_plan.parts.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
+from engine.cuda.launch_plan.parts.indexer import IndexerPlan
+from engine.cuda.launch_plan.parts.mixture import MoePlan
+from engine.cuda.launch_plan.parts.streams import PerLayerPlan
 from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceRecurrent
 from engine.cuda.load.device_skips import DeviceSkip

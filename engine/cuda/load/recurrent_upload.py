@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cuda.driver.arrays import DeviceArray
-from engine.cuda.launch_plan.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
-from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
-from engine.cuda.launch_plan.rwkv import MIXED, ChannelMixPlan, LowRankPlan, Rwkv6Plan, Rwkv7Plan
+from engine.cuda.launch_plan.parts.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
+from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.parts.rwkv import MIXED, ChannelMixPlan, LowRankPlan, Rwkv6Plan, Rwkv7Plan
 from engine.cuda.load.device_products import DeviceProjection
 from engine.cuda.load.device_recurrent import (
     DeviceChannelMix,

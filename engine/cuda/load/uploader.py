@@ -19,18 +19,18 @@ from engine.cuda.experts.prefill import StackedExperts
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.indexer.indexer import PoolArrays
 from engine.cuda.indexer.plan import Pool
-from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
-from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
-from engine.cuda.launch_plan.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.parts.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
+from engine.cuda.launch_plan.parts.indexer import IndexerPlan
+from engine.cuda.launch_plan.parts.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
+from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan
+from engine.cuda.launch_plan.parts.skips import SkipPlan
+from engine.cuda.launch_plan.parts.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
-from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
-from engine.cuda.launch_plan.rwkv import ChannelMixPlan
-from engine.cuda.launch_plan.skips import SkipPlan
-from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.load.device_skips import DeviceSkip
 from engine.cuda.load.device_weights import (
     DeviceAttention,

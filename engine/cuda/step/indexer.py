@@ -11,8 +11,8 @@ from typing import Protocol
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.indexer.indexer import Choice, ChosenAttention, Rows, Scored, allocate
 from engine.cuda.indexer.plan import head_tile, range_arrays, scored_rows
-from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.parts.indexer import IndexerPlan
 from engine.cuda.launch_plan.scratch import all_choice_arrays, all_ranges
 from engine.cuda.load.device_weights import DeviceIndexer
 from engine.cuda.rows import parts

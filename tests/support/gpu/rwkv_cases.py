@@ -1,4 +1,4 @@
-"""Time mixing and the shift of tokens for tests/cuda/test_recurrent_heads.py: random layers, also in numpy.
+"""Time mixing and the shift of tokens for tests/cuda/recurrent/test_recurrent_heads.py: random layers, also in numpy.
 
 A row is x, which is shifted, then what the products of a layer give; the result is y, then the shifted inputs.
 """

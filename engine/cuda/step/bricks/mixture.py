@@ -11,7 +11,7 @@ from typing import NamedTuple
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts import adjugate, router
 from engine.cuda.launch_plan.families import Family
-from engine.cuda.launch_plan.mixture import AdjugatePlan
+from engine.cuda.launch_plan.parts.mixture import AdjugatePlan
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops

@@ -6,7 +6,7 @@ Formulas: engine/model/config/skips.py. Must not know of mixers, requests or sam
 from __future__ import annotations
 
 from engine.cuda.driver.arrays import DeviceArray
-from engine.cuda.launch_plan.skips import (
+from engine.cuda.launch_plan.parts.skips import (
     BankedSkipPlan,
     GatedSkipPlan,
     HyperSkipPlan,

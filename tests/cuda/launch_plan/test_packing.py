@@ -205,7 +205,7 @@ def test_every_byte_of_a_chunk_is_written(library, type):
 def places(folder: str, type: GGMLType) -> dict[str, list[str]]:
     """By file, the lines of code that name a type."""
     found = {}
-    for path in sorted((Path(__file__).parents[2] / folder).rglob("*.*")):
+    for path in sorted((Path(__file__).parents[3] / folder).rglob("*.*")):
         if path.suffix not in (".py", ".cu", ".cuh"):
             continue
         text = path.read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from engine.cuda.attention.attention_plan import ALIGNED, AttentionShape, Kernel
 from engine.cuda.attention.cache import CacheShape
 from engine.cuda.experts.heads import can_multiply_heads, head_job
 from engine.cuda.launch_plan.families import Card, Families, Family
-from engine.cuda.launch_plan.indexer import IndexerPlan, describe_indexer
-from engine.cuda.launch_plan.norms import folds, norm_of
+from engine.cuda.launch_plan.parts.indexer import IndexerPlan, describe_indexer
+from engine.cuda.launch_plan.parts.norms import folds, norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm, RopeStyle

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.steps import Launch, Step
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Shape
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape

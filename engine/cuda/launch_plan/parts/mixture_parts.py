@@ -11,7 +11,7 @@ from engine.cuda.experts import moe, moe_rows, prefill
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED, Gating, KernelRouting, can_score
 from engine.cuda.formats.layouts import kept_as
 from engine.cuda.launch_plan.families import Families, Family
-from engine.cuda.launch_plan.feed_forward import (
+from engine.cuda.launch_plan.parts.feed_forward import (
     can_fuse_experts,
     describe_expert,
     describe_ffn,
@@ -19,8 +19,8 @@ from engine.cuda.launch_plan.feed_forward import (
     fuses,
     is_unscaled,
 )
-from engine.cuda.launch_plan.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
-from engine.cuda.launch_plan.norms import norm_of
+from engine.cuda.launch_plan.parts.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
+from engine.cuda.launch_plan.parts.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product
 from engine.cuda.matrix import gemm_plan
 from engine.model.config import MoeConfig, Routing

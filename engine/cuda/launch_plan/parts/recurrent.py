@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.parts.rwkv import describe_time_mix
 from engine.cuda.launch_plan.products import Chooser, Projection
-from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
-from engine.cuda.launch_plan.rwkv import describe_time_mix
 from engine.cuda.launch_plan.steps import Launch, Step
 from engine.cuda.recurrent.convolution import ConvShape
 from engine.cuda.recurrent.delta import DeltaShape

@@ -183,7 +183,10 @@ def test_long_sums_on_a_card(columns):
 
 @pytest.mark.parametrize(("experts", "rows", "columns"), [(20, 11, 512), (33, 9, 2304), (17, 3, 200)])
 def test_routers_multiply_rows_together(tmp_path, monkeypatch, experts, rows, columns):
-    """On the CPU; tests/cuda/test_moe.py has the same for a GPU. Blocks of few and of many warps have the same bits."""
+    """On the CPU; tests/cuda/experts/test_moe.py has the same for a GPU.
+
+    Blocks of few and of many warps have the same bits.
+    """
     HostKernels(tmp_path, [router.router_job(GGMLType.F32, 90)]).install(monkeypatch, router)
     monkeypatch.setattr(router, "device_arch", lambda: 90)
     memory, rng = Memory("host"), np.random.default_rng(experts)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from engine.cuda.experts import adjugate, moe, moe_rows, prefill
 from engine.cuda.experts.router import KernelRouting, can_score_together, route_job, router_job
 from engine.cuda.launch_plan.families import Families, Family, Phase
-from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
+from engine.cuda.launch_plan.parts.skips import SkipPlan
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
-from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import decode_gemm_plan
 from engine.model.config import AdjugateConfig
