@@ -124,7 +124,8 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
     device = config.device
     if not device.startswith("cuda") and choose_device(device, config.device_index, model) != "cuda":
         return [], ""
-    from engine.cuda.launch_plan.model import REFERENCE_CARD, Settings, describe
+    from engine.cuda.launch_plan.describe import describe
+    from engine.cuda.launch_plan.model import REFERENCE_CARD, Settings
     from engine.cuda.launch_plan.table import launch_rows, launch_table
     from engine.cuda.load.features import check_features
     from engine.cuda.load.memory_plan import MOST_SEQUENCES, PREFILL_ROWS

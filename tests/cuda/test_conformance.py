@@ -50,8 +50,9 @@ def kernels(request, conformance_files, part_files):
     import cupy
 
     from engine.cuda.driver import compiler
+    from engine.cuda.launch_plan.describe import describe
     from engine.cuda.launch_plan.jobs import kernel_jobs
-    from engine.cuda.launch_plan.model import Settings, describe
+    from engine.cuda.launch_plan.model import Settings
 
     card = compiler.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     jobs = {}

@@ -10,7 +10,8 @@ from engine.cuda.attention.cache import bytes_per_page, page_table_bytes, text_c
 from engine.cuda.attention.step_rows import StepRows
 from engine.cuda.launch_plan.ahead import STATE_PLACES
 from engine.cuda.launch_plan.arrays import array_bytes
-from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
+from engine.cuda.launch_plan.describe import describe
+from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings
 from engine.cuda.launch_plan.scratch import indexer_bytes, indexer_bytes_per_page
 from engine.cuda.load.features import check_features
 from engine.cuda.load.tensor_index import TensorIndex

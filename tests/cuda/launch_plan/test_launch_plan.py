@@ -9,8 +9,9 @@ import pytest
 
 from engine.config import STATE_BORDER, KvType, step_sizes
 from engine.cuda.driver.compiler import kernel_files
+from engine.cuda.launch_plan.describe import describe
 from engine.cuda.launch_plan.families import Family, Phase, Split
-from engine.cuda.launch_plan.model import Settings, describe
+from engine.cuda.launch_plan.model import Settings
 from engine.cuda.launch_plan.steps import Norm
 from engine.cuda.load.memory_plan import CACHE_SHARE, LEAST_SEQUENCES, MOST_SEQUENCES, make_plan
 from engine.errors import DeviceError, InvalidRequestError
