@@ -196,12 +196,12 @@ def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
 
 
 def rounds_activations(kind: GGMLType) -> bool:
-    """Whether the CPU multiplies a type with activations of 8 bits unless `exact` is set."""
+    """Whether the CPU rounds the activations that a type is multiplied with unless `exact` is set."""
     try:
         from engine.cpu.products.integer import is_integer
     except ImportError:  # it never does
         return False
-    return bool(is_integer(kind))
+    return bool(is_integer(kind)) or kind is GGMLType.BF16  # where the processor multiplies pairs of BF16
 
 
 def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: int | None) -> Cell:

@@ -60,10 +60,9 @@ class CpuBackend:
         reference: compute everything in plain numpy, products from dequantized rows (slow; tests compare the fast path
             with it).
         activation_bits: multiply quantized weights in integers, with activations of 8 or 16 bits in blocks of 32 (about
-            three or two times as fast); None: everything is float32.
+            three or two times as fast); None: everything is float32. With 8, activations that meet BF16 weights are
+            rounded to BF16, where the processor multiplies such pairs: prompts are read nearly twice as fast.
         repack: keep a copy of those weights in the order that the kernels read them in, for speed.
-        rounded: round activations to BF16 where weights are, as far as the processor multiplies such pairs: prompts are
-            read nearly twice as fast.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class CpuBackend:
         reference: bool = False,
         activation_bits: int | None = None,
         repack: bool = True,
-        rounded: bool = False,
     ) -> None:
         for name, value in (("context_length", context_length), ("max_sequences", max_sequences)):
             if value is not None and value < 1:
@@ -100,7 +98,7 @@ class CpuBackend:
         self._compiled = not reference and kernels_fit(model)
         self._activation_bits = activation_bits if self._compiled else None
         self._repack = self._activation_bits is not None and repack
-        self._rounded = rounded and self._compiled
+        self._rounded = self._activation_bits == 8
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
             model.config.memories,

@@ -206,16 +206,17 @@ def test_every_kernel_builds(arch):
 
 def kernel_names(file, type):
     """The names by which the launchers ask for the kernels of a file."""
-    if file.startswith("index_"):
-        return [file.removesuffix(".cu")]
-    if file.startswith("attention_"):
-        return ["_".join(file.split("_")[:2])]
+    if file.startswith(("attention_", "index_")):
+        return ["_".join(file.removesuffix(".cu").split("_")[:2])]
     names = {
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled add_gated copy_rows read_all",
         "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_gate scale add_times silence divide "
         "add_chosen weigh_chosen_rows thin_out",
         "streams.cu": "altup_predict altup_correct altup_add altup_lengthen",
+        "skips.cu": "fill_streams bank_read bank_write hyper_read gated_read gated_write mixed_write sum_streams",
         "pooling.cu": "pool_rows",
+        "adjugate.cu": "adjugate_weights",
+        "merge_chosen.cu": "merge_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
         "step_rows.cu": "take_rows",
         "conv.cu": "conv_decode conv_prompt",
