@@ -6,6 +6,15 @@ from typing import Any
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES
 from tests.support.conformance import BY_FORMULA
+from tests.support.models.hybrid_models import REUSED
+
+REFUSED = {
+    "parts of models of pictures and sound": ("clip", "wavtokenizer-dec", "pockettts", "qwen3tts"),
+    "drafters, which another model's states run through": ("eagle3", "dflash", "gemma4-assistant"),
+    "diffusion models, which do not predict a text from left to right": ("dream", "llada", "llada-moe", "rnd1"),
+    "adapters that tokens of the text switch on and off": ("graniteswitch",),
+}
+"""Names that llama.cpp knows and this engine refuses, by the reason."""
 
 UNMEASURED, FALLS_BACK = "not measured", "falls back to the CPU"
 
@@ -47,8 +56,12 @@ ARCHITECTURE = """
 Errors: small models of random weights, 48 tokens, against llama.cpp in float32 with a float32 cache. On the GPU the
 operands of prompts and the cache are float16. Names are those that files carry as `general.architecture`.
 
-| architecture | CPU at once | CPU by token | GPU at once | GPU by token |
-|---|---|---|---|---|
+A text that continues an earlier one reads only what is new. Pages: of attention, keys and values are shared, tested
+with windows, latent, indexed and compressed attention (`tests/api/test_same_bits_tiny.py`). Recurrent layers have a
+checkpoint of their state as well, tested with the mixer named (`tests/api/test_same_bits_recurrent.py`).
+
+| architecture | CPU at once | CPU by token | GPU at once | GPU by token | recurrent | prefix reuse |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -109,7 +122,8 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
     notes, rows = [], results.get("architectures", {})
     for file, row in sorted(rows.items(), key=lambda entry: label(entry[0])):
         name = label(file)
-        yield f"| {' | '.join([name, *_errors(row.get('cpu')), *_errors(row.get('gpu'))])} |\n"
+        cells = [name, *_errors(row.get("cpu")), *_errors(row.get("gpu")), *_recurrent(name.partition(",")[0])]
+        yield f"| {' | '.join(cells)} |\n"
         gpu = row.get("gpu", {})
         if gpu.get("falls_back"):
             notes.append(f"- {name}: the GPU lacks {gpu['falls_back']}.\n")
@@ -136,8 +150,20 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
         f"{', '.join(encoders)}. All that predict tokens make embeddings as well, on both devices; with "
         "`attention.causal` false in the file they do nothing else ([embeddings.md](embeddings.md)).\n"
     )
+    refused = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in REFUSED.items())
+    yield f"\nOf the names that llama.cpp knows these are refused: {refused}. Of T5 the encoder alone is served.\n"
     if notes:
         yield "\n" + "".join(notes)
+
+
+def _recurrent(name: str) -> tuple[str, str]:
+    """The recurrent mixer of a family, and how its prefixes are reused."""
+    parts = ARCHITECTURES[name].recurrent
+    if parts is None:
+        return "-", "pages"
+    tested = {"mamba", *REUSED}
+    kinds = {family.kind for one in tested if (family := ARCHITECTURES[one].recurrent) is not None}
+    return parts.kind.value, "tested" if parts.kind in kinds else "not tested"
 
 
 def label(file: str) -> str:

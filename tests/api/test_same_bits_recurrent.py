@@ -13,14 +13,8 @@ from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from tests.support.injection import interrupted
-from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.hybrid_models import GPU_FAMILIES, REUSED, tiny_hybrid
 from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
-
-HYBRIDS = (
-    "lfm2", "mamba2", "falcon-h1", "nemotron_h", "jamba", "qwen35", "kimi-linear", "plamo2", "minimax-01", "kimi-k3",
-    "qwen4exp", "glm5-next", "rwkv6", "rwkv7",
-)  # fmt: skip
-"""Families of which every kind of recurrent mixer and of hybrid has one."""
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +38,8 @@ def outcome(result):
     params=[
         ("cpu", "mamba"),
         pytest.param(("cuda", "mamba"), marks=pytest.mark.gpu),
-        *(("cpu", family) for family in HYBRIDS),
-        *(pytest.param(("cuda", family), marks=pytest.mark.gpu) for family in HYBRIDS if family in GPU_FAMILIES),
+        *(("cpu", family) for family in REUSED),
+        *(pytest.param(("cuda", family), marks=pytest.mark.gpu) for family in REUSED if family in GPU_FAMILIES),
     ],
     ids="-".join,
 )

@@ -9,7 +9,7 @@ import pytest
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES
 from scripts import support_table
-from scripts.support_render import label, render
+from scripts.support_render import REFUSED, label, render
 from tests.support.conformance import NAMES
 
 MEASURED = {"at_once": 2e-7, "single": 1e-8}
@@ -97,3 +97,7 @@ def test_a_speed_is_shown_beside_the_peer_s():
     text = render(results)
     assert rows(text)["Q4_K"][-1] == "250 / 33.3 (2.00 / 1.11)"
     assert "two cores, 2026-01-02" in text
+
+
+def test_what_is_said_to_be_refused_is():
+    assert not {name for names in REFUSED.values() for name in names} & set(ARCHITECTURES)
