@@ -125,7 +125,7 @@ def test_rounded_activations_have_the_same_bits_in_programs(tmp_path, opened):
         path = tmp_path / f"{kind.name}.gguf"
         meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
         path.write_bytes(build_gguf(meta, tensors))
-        rounded, exact = opened(path, rounded=True), opened(path)
+        rounded, exact = opened(path, activation_bits=8), opened(path)
         logits = all_logits(rounded, TOKENS)
         single = [one(rounded, 1, token, i) for i, token in enumerate(TOKENS)]
         np.testing.assert_array_equal(np.concatenate(single), logits)
