@@ -10,17 +10,10 @@ constexpr int CHUNKS = WARPS * UNITS / SPLIT;                 // of a round
 constexpr int NUMBERS = EIGHTS * 4 + EIGHTS, EACH = NUMBERS * 32;  // a lane's sums and squares; those of a warp
 constexpr int TOTALS = (SPLIT * EACH + THREADS - 1) / THREADS;
 
-// As float_gemm.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    float_few(const u8* data0, const float* scale0, int end0, int rows0, int column0, const u8* data1, const float* scale1,
-              int end1, int rows1, int column1, const u8* data2, const float* scale2, int end2, int rows2, int column2,
-              const u8* data3, const float* scale3, int end3, int rows3, int column3, int chunks, int columns, const float* x,
-              int x_stride, int tokens, const float* norm, float eps, int by_four, const float* bias, float alpha, int add,
-              float* out, int out_stride, float* second, int second_stride) {
+    float_few(PRODUCT_PARAMETERS) {
     DYNAMIC_SHARED(room);
-    const Matrix a = {data0, scale0, end0, rows0, column0}, b = {data1, scale1, end1, rows1, column1};
-    const Matrix c = {data2, scale2, end2, rows2, column2}, d = {data3, scale3, end3, rows3, column3};
-    const Finish finish = {bias, alpha, add, out, out_stride, second, second_stride};
+    PRODUCT_MATRICES
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
     const int part = warp % SPLIT, first_row = blockIdx.y * ROWS;
     const Place place = place_of(blockIdx.x, a, b, c, d);

@@ -17,19 +17,10 @@ static_assert(THREADS == OUTPUT_WARPS * ROW_WARPS * SPLIT * 32, "a warp for each
 static_assert(WEIGHT_PIECES * THREADS * 16 == TILES * TILE_BYTES && X_PIECES * THREADS * 4 == TOKENS * COLUMNS, "whole turns");
 static_assert(STAGES * STAGE_BYTES >= (SPLIT * TOKENS * (SUM_STRIDE + 1)) * 4, "sums take the memory of stages");
 
-// Matrices 0 to 3; those that are not there end where the last one ends. columns: K. x, norm: by_four says that rows begin at
-// multiples of 16 bytes and K is a multiple of 4. out: column 0 of the group. second (null: none): each tile is 8 outputs of a
-// matrix over the same 8 of another one, and these go there; bias is null then.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    float_gemm(const u8* data0, const float* scale0, int end0, int rows0, int column0, const u8* data1, const float* scale1,
-               int end1, int rows1, int column1, const u8* data2, const float* scale2, int end2, int rows2, int column2,
-               const u8* data3, const float* scale3, int end3, int rows3, int column3, int chunks, int columns, const float* x,
-               int x_stride, int tokens, const float* norm, float eps, int by_four, const float* bias, float alpha, int add,
-               float* out, int out_stride, float* second, int second_stride) {
+    float_gemm(PRODUCT_PARAMETERS) {
     DYNAMIC_SHARED(room);
-    const Matrix a = {data0, scale0, end0, rows0, column0}, b = {data1, scale1, end1, rows1, column1};
-    const Matrix c = {data2, scale2, end2, rows2, column2}, d = {data3, scale3, end3, rows3, column3};
-    const Finish finish = {bias, alpha, add, out, out_stride, second, second_stride};
+    PRODUCT_MATRICES
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
     const int part = warp % SPLIT, first_tile = warp / SPLIT % OUTPUT_WARPS * WARP_TILES;
     const int first_row = warp / SPLIT / OUTPUT_WARPS * WARP_ROWS * 8;

@@ -8,8 +8,9 @@
 // 16 columns as two products by 8, small terms first. Float32 totals of a part add its chunks in order; at the end the totals of
 // the parts are added in order. Squares, for norms, are added likewise, by each of the four lanes that have a row.
 //
-// Outputs are the rows of the tensor cores' left operand, which a packed piece of 16 columns is as it lies in memory if k t and
-// k t + 4 are columns 4t and 4t + 1, then 4t + 2 and 4t + 3; a lane's four values of x are consecutive.
+// Outputs are the rows of the tensor cores' left operand. A lane t has its elements k = t and k = t + 4 of a product: these are
+// columns 4t and 4t + 1 of the 16, and in the second product 4t + 2 and 4t + 3. So a packed piece is that operand without any
+// reordering, and a lane's four values of x are consecutive.
 
 constexpr int SPLIT = 4, GROUP_BYTES = F32::CHUNK_BYTES / 8;  // of 16 columns of a tile
 
@@ -19,6 +20,20 @@ struct Matrix {
     const float* scale;
     int end, rows, column;
 };
+
+// Matrices 0 to 3; those that are not there end where the last one ends. columns: K. x, norm: by_four says that rows begin at
+// multiples of 16 bytes and K is a multiple of 4. out: column 0 of the group. second (null: none): each tile is 8 outputs of a
+// matrix over the same 8 of another one, and these go there; bias is null then.
+#define PRODUCT_PARAMETERS                                                                                          \
+    const u8 *data0, const float *scale0, int end0, int rows0, int column0, const u8 *data1, const float *scale1,   \
+        int end1, int rows1, int column1, const u8 *data2, const float *scale2, int end2, int rows2, int column2,   \
+        const u8 *data3, const float *scale3, int end3, int rows3, int column3, int chunks, int columns,            \
+        const float *x, int x_stride, int tokens, const float *norm, float eps, int by_four, const float *bias,     \
+        float alpha, int add, float *out, int out_stride, float *second, int second_stride
+#define PRODUCT_MATRICES                                                                                            \
+    const Matrix a = {data0, scale0, end0, rows0, column0}, b = {data1, scale1, end1, rows1, column1};              \
+    const Matrix c = {data2, scale2, end2, rows2, column2}, d = {data3, scale3, end3, rows3, column3};              \
+    const Finish finish = {bias, alpha, add, out, out_stride, second, second_stride};
 
 // What a tile of 16 outputs is, found among four matrices; data null behind the last one.
 struct Place {

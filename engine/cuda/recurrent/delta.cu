@@ -29,9 +29,7 @@ DEVICE float unit_epsilon(float eps) { return UNIT_EPSILON > 0.0f ? UNIT_EPSILON
 DEVICE float squares(const float* x, int lane) {
     float sum = 0.0f;
     for (int i = lane; i < HEAD; i += WARP) sum = fmaf(x[i], x[i], sum);
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(FULL_MASK, sum, offset));
-    return sum;
+    return warp_sum(sum);
 }
 
 // ---- the rule, of one value and the keys of a lane. q and k are still to be multiplied by factors -------------------
@@ -268,19 +266,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < EACH_V; ++i) {
             const int t = (i * THREADS + thread) / VALUES, at = (i * THREADS + thread) % VALUES;
             if (t >= n || first + at >= HEAD) continue;
-            float sum = ys[t][0][at];
-#pragma unroll
-            for (int l = 1; l < LANES; ++l) sum = __fadd_rn(sum, ys[t][l][at]);
+            const float sum = sum_of_left(ys[t], at);
             out[(span.row + begin + t) * size + head * HEAD + first + at] = __fmul_rn(factors[t][0], sum);
         }
         now = next;
     }
-#pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int value = first + e * GROUPS + mine;
-        if (value < HEAD)
-            store_part<HEAD, LANES, KEYS>(state + (span.write * size + head * HEAD + value) * HEAD, lane, m[e]);
-    }
+    store_values<HEAD, LANES>(state, span.write * size + head * HEAD, first, GROUPS, mine, HEAD, lane, m);
 }
 
 // y = norm(y) * gate of each head, in place. A warp per head; grid: any that has rows * heads warps.

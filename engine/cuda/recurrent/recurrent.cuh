@@ -88,3 +88,39 @@ DEVICE float dot_parts(const float* a, const float* b) {
     for (int offset = 1; offset < LANES; offset *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(FULL_MASK, sum, offset));
     return sum;
 }
+
+// ---- values of a head's memory ---------------------------------------------------------------------------------
+// A memory has a row of SIZE floats for each of `values` values, and groups of LANES lanes have N of them: number `mine` of each
+// `step` from `first` on. row: of value 0. Those behind the last value are zeros and are not written.
+
+// Where it is not `kept`, it is zeros.
+template <int SIZE, int LANES, int EACH, int N>
+DEVICE void load_values(const float* memory, i64 row, int first, int step, int mine, int values, bool kept, int lane, float (&m)[N][EACH]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const int value = first + n * step + mine;
+        if (kept && value < values) {
+            load_part<SIZE, LANES, EACH, true>(memory + (row + value) * SIZE, lane, m[n]);
+        } else {
+            clear_part<EACH>(m[n]);
+        }
+    }
+}
+
+template <int SIZE, int LANES, int EACH, int N>
+DEVICE void store_values(float* memory, i64 row, int first, int step, int mine, int values, int lane, const float (&m)[N][EACH]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const int value = first + n * step + mine;
+        if (value < values) store_part<SIZE, LANES, EACH>(memory + (row + value) * SIZE, lane, m[n]);
+    }
+}
+
+// Sum of what LANES lanes have left of a number.
+template <int LANES, int COLUMNS>
+DEVICE float sum_of_left(const float (&left)[LANES][COLUMNS], int column) {
+    float sum = left[0][column];
+#pragma unroll
+    for (int lane = 1; lane < LANES; ++lane) sum = __fadd_rn(sum, left[lane][column]);
+    return sum;
+}

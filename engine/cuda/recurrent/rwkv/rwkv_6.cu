@@ -141,15 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const PromptSpan span = spans[blockIdx.y];
     const i64 size = (i64)heads * HEAD;
     float m[EACH][KEYS], first_part[KEYS];
-#pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int value = begin_value + e * GROUPS + mine;
-        if (span.n_past > 0 && value < HEAD) {
-            load_part<HEAD, LANES, KEYS, true>(memory + (span.read * size + head * HEAD + value) * HEAD, lane, m[e]);
-        } else {
-            clear_part<KEYS>(m[e]);
-        }
-    }
+    load_values<HEAD, LANES>(memory, span.read * size + head * HEAD, begin_value, GROUPS, mine, HEAD, span.n_past > 0, lane, m);
     auto load_inputs = [&](int begin, Staged& to) {
         const int n = min(TOKENS, span.n_rows - begin);
         const i64 row = span.row + begin;
@@ -200,19 +192,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < EACH_V; ++i) {
             const int t = (i * THREADS + thread) / VALUES, at = (i * THREADS + thread) % VALUES;
             if (t >= n || begin_value + at >= HEAD) continue;
-            float sum = ys[t][0][at];
-#pragma unroll
-            for (int l = 1; l < LANES; ++l) sum = __fadd_rn(sum, ys[t][l][at]);
+            const float sum = sum_of_left(ys[t], at);
             out[(span.row + begin + t) * size + head * HEAD + begin_value + at] = sum;
         }
         now = next;
     }
-#pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int value = begin_value + e * GROUPS + mine;
-        if (value < HEAD)
-            store_part<HEAD, LANES, KEYS>(memory + (span.write * size + head * HEAD + value) * HEAD, lane, m[e]);
-    }
+    store_values<HEAD, LANES>(memory, span.write * size + head * HEAD, begin_value, GROUPS, mine, HEAD, lane, m);
 }
 
 // y = norm(y) * gate of each head, in place. A warp per head; grid: any that has rows * heads warps.

@@ -141,9 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const float one = __fmul_rn(k[row * stride + head * HEAD + i], k_k[head * HEAD + i]);
         squares = fmaf(one, one, squares);
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) squares = __fadd_rn(squares, __shfl_xor_sync(FULL_MASK, squares, offset));
-    const float length = fmaxf(sqrtf(squares), SHORTEST);
+    const float length = fmaxf(sqrtf(warp_sum(squares)), SHORTEST);
     for (int i = lane; i < HEAD; i += WARP) {
         const int column = head * HEAD + i;
         const i64 at = row * stride + column;
@@ -186,15 +184,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const PromptSpan span = spans[blockIdx.y];
     const i64 size = (i64)heads * HEAD;
     float m[EACH][KEYS];
-#pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int value = begin_value + e * GROUPS + mine;
-        if (span.n_past > 0 && value < HEAD) {
-            load_part<HEAD, LANES, KEYS, true>(memory + (span.read * size + head * HEAD + value) * HEAD, lane, m[e]);
-        } else {
-            clear_part<KEYS>(m[e]);
-        }
-    }
+    load_values<HEAD, LANES>(memory, span.read * size + head * HEAD, begin_value, GROUPS, mine, HEAD, span.n_past > 0, lane, m);
     auto load_inputs = [&](int begin, Staged& to) {
         const int n = min(TOKENS, span.n_rows - begin);
         const i64 row = span.row + begin;
@@ -249,19 +239,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < EACH_V; ++i) {
             const int t = (i * THREADS + thread) / VALUES, at = (i * THREADS + thread) % VALUES;
             if (t >= n || begin_value + at >= HEAD) continue;
-            float sum = ys[t][0][at];
-#pragma unroll
-            for (int l = 1; l < LANES; ++l) sum = __fadd_rn(sum, ys[t][l][at]);
+            const float sum = sum_of_left(ys[t], at);
             out[(span.row + begin + t) * size + head * HEAD + begin_value + at] = sum;
         }
         now = next;
     }
-#pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int value = begin_value + e * GROUPS + mine;
-        if (value < HEAD)
-            store_part<HEAD, LANES, KEYS>(memory + (span.write * size + head * HEAD + value) * HEAD, lane, m[e]);
-    }
+    store_values<HEAD, LANES>(memory, span.write * size + head * HEAD, begin_value, GROUPS, mine, HEAD, lane, m);
 }
 
 // y = (norm(y) + (sum of r * k * r_k) v) * gate of each head, in place; k and v as rwkv_7_prepare leaves them. A warp per
@@ -279,8 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float bonus = 0.0f;
     for (int i = lane; i < HEAD; i += WARP)
         bonus = fmaf(__fmul_rn(k[at + first + i], r[at + first + i]), r_k[first + i], bonus);
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) bonus = __fadd_rn(bonus, __shfl_xor_sync(FULL_MASK, bonus, offset));
+    bonus = warp_sum(bonus);
     HeadNorm of = {0.0f, 1.0f};
     if (norm) of = norm_of_head(from, HEAD, lane, eps);
     for (int i = lane; i < HEAD; i += WARP) {
