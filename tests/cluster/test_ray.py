@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPConnection
 
 import openai
@@ -71,7 +72,8 @@ def test_conversations_find_their_pages(server):
 def test_a_lost_replica_takes_only_its_requests_with_it(server):
     first = server.replicas()
     assert len(first) == 2
-    with under_load(server, 8, ask_either_way) as outcomes:
+    # Answers so long that the replica certainly has some of its own at any time.
+    with under_load(server, 8, partial(ask_either_way, max_tokens=200)) as outcomes:
         os.kill(server.busiest_replica(), signal.SIGKILL)
         wait_for(lambda: len(set(server.replicas()) - set(first)) == 1, 60)
         wait_for(lambda: server.get("/metrics/replicas").count("vllm:num_requests_running{") == 2, 60)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu import reference
-from engine.cpu.bricks.indexer import best
+from engine.cpu.bricks.indexer import best, pool_by_gates
 from engine.cpu.reference import CacheArray, Float32Array
 from engine.model.config import AttentionConfig, BlocksConfig, CompressedConfig
 from engine.model.weights import AttentionWeights, BlockKeyWeights, CompressedWeights, Linear
@@ -152,11 +152,7 @@ class Compressed:
         values, gates = np.split(rows[: count * blocks.length].reshape(count, blocks.length, -1), 2, axis=2)
         if blocks.overlap:
             values, gates = _overlapped(values), _overlapped(gates)
-        shares = np.ascontiguousarray(gates.transpose(0, 2, 1))
-        reference.softmax(shares)
-        pooled = values[:, 0] * shares[..., 0]
-        for place in range(1, values.shape[1]):
-            pooled += values[:, place] * shares[..., place]
+        pooled = pool_by_gates(values, gates)
         begins = np.arange(first, first + len(pooled), dtype=np.int32) * np.int32(blocks.length)
         return self._rotate(reference.normalize(pooled, keys.norm)[:, None], begins)[:, 0]
 

@@ -145,12 +145,7 @@ class Indexer:
         assert ape is not None
         n_full = len(cached) // block
         keys, gates = np.split(cached[: n_full * block].reshape(n_full, block, 2 * width), 2, axis=2)
-        shares = np.ascontiguousarray((gates + ape).transpose(0, 2, 1))
-        reference.softmax(shares)
-        pooled = keys[:, 0] * shares[..., 0]
-        for place in range(1, block):
-            pooled += keys[:, place] * shares[..., place]
-        return pooled
+        return pool_by_gates(keys, gates + ape)
 
     def _rotate(self, x: Float32Array, positions: npt.NDArray[np.int32]) -> Float32Array:
         """Rotate x (T, heads, Di) in place."""
@@ -159,6 +154,16 @@ class Indexer:
             first = self._config.width - rope.n_rot if self._config.rotated_last else 0
             reference.rotate(x[..., first:], *rope.cos_sin(positions), rope.style)
         return x
+
+
+def pool_by_gates(values: Float32Array, gates: Float32Array) -> Float32Array:
+    """Sums (B, W) over the positions of blocks: values (B, n, W) weighted by the softmax of gates (B, n, W) over n."""
+    shares = np.ascontiguousarray(gates.transpose(0, 2, 1))
+    reference.softmax(shares)
+    pooled: Float32Array = values[:, 0] * shares[..., 0]
+    for place in range(1, values.shape[1]):
+        pooled += values[:, place] * shares[..., place]
+    return pooled
 
 
 def best(scores: Float32Array, count: int) -> Positions:

@@ -216,7 +216,7 @@ def sum_rows(e: Emitter, values: list[Value]) -> list[Value]:
 
 
 def _lanes(e: Emitter, vectors: list[Value], lanes: range) -> Value:
-    """Lanes `lanes` of the concatenated vectors, as one vector; they lie in one or in two neighbouring ones."""
+    """Elements `lanes` of the vectors side by side, as one vector: taken from one of them, or from two neighbours."""
     index, start = divmod(lanes.start, LANES)
     if start + len(lanes) <= LANES:
         return e.part(vectors[index], start, len(lanes))

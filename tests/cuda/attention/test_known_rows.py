@@ -12,7 +12,7 @@ import pytest
 from engine import Regex
 from engine.cuda.launch_plan.model import KNOWN_ROWS
 from tests.support.gpu.cache_gpu import CacheGpu, expected
-from tests.support.gpu.fake_runner import greedy, outcome, pretended_llm
+from tests.support.gpu.fake_runner import WAYS, greedy, outcome, pretended_llm
 from tests.support.injection import interrupted
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.models.indexer_models import tokens
@@ -88,15 +88,7 @@ def params(index, **options):
     return greedy(LENGTHS[index], **options)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({}, id="one batch"),
-        pytest.param({"max_sequences": 3, "prefill_chunk": 7}, id="small pieces"),
-        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
-        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
-    ],
-)
+@pytest.mark.parametrize("settings", WAYS)
 def test_texts(opened, make, settings):
     free = [expected(prompt, n, LAYERS) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
     bound = [expected(prompt, n, LAYERS, Forcing().forced) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]

@@ -14,7 +14,7 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from tests.support.gpu.fake_cupy import failing
-from tests.support.gpu.fake_runner import greedy, outcome, pretended_llm
+from tests.support.gpu.fake_runner import FEW_PAGES, WAYS, greedy, outcome, pretended_llm
 from tests.support.gpu.helpers import generate
 from tests.support.gpu.state_gpu import StateGpu, expected, fold
 from tests.support.injection import interrupted
@@ -68,10 +68,7 @@ def params(index, **options):
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({}, id="one batch"),
-        pytest.param({"max_sequences": 3, "prefill_chunk": 7, "checkpoint_spacing": PAGE}, id="small pieces"),
-        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
-        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
+        *WAYS,
         pytest.param({"max_sequences": 2, "checkpoints": 0}, id="no checkpoints"),
         pytest.param({"max_sequences": 3, "checkpoints": 1, "checkpoint_spacing": PAGE}, id="one checkpoint"),
     ],
@@ -110,7 +107,6 @@ def test_sequences_that_change_slots(opened, alone, monkeypatch):
         assert moved
 
 
-FEW_PAGES = {"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}
 FULL = "cudaErrorMemoryAllocation: out of memory"
 
 
@@ -245,15 +241,7 @@ def forced_truth(prompt, n, n_states):
     return found[:n]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({}, id="one batch"),
-        pytest.param({"max_sequences": 3, "prefill_chunk": 7, "checkpoint_spacing": PAGE}, id="small pieces"),
-        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
-        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
-    ],
-)
+@pytest.mark.parametrize("settings", WAYS)
 def test_forced_tokens_beside_free_sequences(opened, alone, n_states, monkeypatch, settings):
     """Pieces of forced tokens while neighbours run ahead; texts and states are those of the tokens alone."""
     monkeypatch.setattr("engine.cuda.runner.SHORTEST_PIECE", Forcing.LENGTH)

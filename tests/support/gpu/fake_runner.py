@@ -4,8 +4,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from engine import LLM, SamplingParams
+from engine.config import PAGE
 from engine.cuda.launch_plan.jobs import kernel_jobs
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
@@ -14,6 +16,16 @@ from scripts.make_synthetic_gguf import ALIGNMENT, header, metadata
 from scripts.synthetic_models import plan
 from scripts.synthetic_shapes import SHAPES
 from tests.support.gpu.fake_cupy import FakeGpu, install
+
+FEW_PAGES = {"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}
+
+WAYS = (
+    pytest.param({}, id="one batch"),
+    pytest.param({"max_sequences": 3, "prefill_chunk": 7, "checkpoint_spacing": PAGE}, id="small pieces"),
+    pytest.param(FEW_PAGES, id="too few pages"),
+    pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
+)
+"""Settings of an LLM by which texts must not change."""
 
 MULTIPROCESSORS = {75: 40, 80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
 

@@ -38,15 +38,15 @@ def conversations(server, n, turns, models=("m",)):
     return counts["hit"] / counts.total()
 
 
-def ask_either_way(server, number, prompt):
+def ask_either_way(server, number, prompt, max_tokens=40):
     """Every other client streams; "ok", "lost" where the answer says that a replica was, or what else came."""
     if number % 2:
         try:
-            last = list(server.lines("/v1/completions", prompt=prompt, max_tokens=40))[-1]
+            last = list(server.lines("/v1/completions", prompt=prompt, max_tokens=max_tokens))[-1]
         except OSError:
             return "broken"
         return "ok" if last == "data: [DONE]" else "lost" if "try again" in last else last
-    status, headers, answer = complete(server, prompt, max_tokens=40)
+    status, headers, answer = complete(server, prompt, max_tokens=max_tokens)
     if status == 503:
         assert "retry-after" in {name.lower() for name in headers}
         assert "again" in answer["error"]["message"]
