@@ -13,7 +13,7 @@ from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from tests.support.injection import interrupted
-from tests.support.models.hybrid_models import GPU_FAMILIES, REUSED, tiny_hybrid
+from tests.support.models.hybrid_models import REUSED, tiny_hybrid
 from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 
@@ -39,7 +39,7 @@ def outcome(result):
         ("cpu", "mamba"),
         pytest.param(("cuda", "mamba"), marks=pytest.mark.gpu),
         *(("cpu", family) for family in REUSED),
-        *(pytest.param(("cuda", family), marks=pytest.mark.gpu) for family in REUSED if family in GPU_FAMILIES),
+        *(pytest.param(("cuda", family), marks=pytest.mark.gpu) for family in REUSED),
     ],
     ids="-".join,
 )

@@ -10,7 +10,7 @@ from engine.cuda.driver.compiler import device_arch
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.conformance import GPU_NAMES
+from tests.support.conformance import NAMES
 from tests.support.gpu.helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
 from tests.support.models.feature_models import CASES, LATENT_CASES, latent
 from tests.support.peers.models import GPU_MODELS
@@ -80,7 +80,7 @@ def prompt_logits(runner, ids, *, slot, pieces):
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize("name", GPU_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits(name, conformance, capsys):
     path, logits = conformance(name)
     expected = np.load(logits)

@@ -17,13 +17,6 @@ NAMES = (
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
-ON_CPU_ALONE = {
-    "qwen4exp-moe",
-}  # fmt: skip
-"""Those that the GPU declines."""
-
-GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
-
 SAME_AS = {
     "apertus", "arcee", "arctic", "arwkv7", "bitnet", "chameleon", "chatglm", "codeshell", "cogvlm",
     "deepseek2-ocr", "deepseek4", "dots1", "dots3note", "exaone", "gemma3n", "gemma4", "glm-dsa", "glm5-next",

@@ -11,11 +11,8 @@ from engine.cpu.recurrent.convolution import short_convolution
 from engine.cpu.recurrent.tools import Float32Array, Tools
 from engine.cpu.reference import normalize, sigmoid
 from engine.gguf.quants import dequantize
-from engine.model.config import NgramConfig
+from engine.model.config import LEAST_GATE, NgramConfig
 from engine.model.weights import NgramWeights
-
-LEAST_GATE = 1e-6
-"""Least magnitude that a gate's root is taken of."""
 
 Rows = npt.NDArray[np.int64]
 

@@ -60,7 +60,7 @@ def embed(
     kernel = _kernel(_EMBED_FILES, "embed", matrix.type, _device())
     quads = -(-matrix.columns // 128)
     args = (matrix.data, matrix.scale, matrix.rows, matrix.columns, token_ids, out, out.strides[0] // 4, float(scale))
-    launch(kernel, (-(-quads // 4), n), 128, args, stream=stream, pdl=pdl)
+    launch(kernel, (n, -(-quads // 4)), 128, args, stream=stream, pdl=pdl)
 
 
 def dequantize(

@@ -1,15 +1,15 @@
 // Rows of a packed matrix as float32: token embeddings. Built once per format with FORMAT defined.
 
-// grid (quads / 4, tokens), 128 threads: one warp per 128 columns of one row.
+// grid (tokens, quads / 4), 128 threads: one warp per 128 columns of one row.
 extern "C" __global__ void __launch_bounds__(128)
     JOIN(embed_, FORMAT)(const u8* data, const float* scale, int rows, int columns, const int* token_ids, float* out,
                          int out_stride, float factor) {
     pdl_wait();
     pdl_launch();
-    const int lane = threadIdx.x & 31, all = blockIdx.x * 4 + (threadIdx.x >> 5);
+    const int lane = threadIdx.x & 31, all = blockIdx.y * 4 + (threadIdx.x >> 5);
     const int k = all * 128 + lane * 4;
     if (k >= columns) return;
-    const int token = token_ids[blockIdx.y];
+    const int token = token_ids[blockIdx.x];
     float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (token >= 0 && token < rows) {
         const int chunks = (columns + FORMAT::COLUMNS - 1) / FORMAT::COLUMNS;
@@ -18,6 +18,6 @@ extern "C" __global__ void __launch_bounds__(128)
         const float undo = FORMAT::HAS_SCALE ? scale[0] : 1.0f;
         Unpack<FORMAT, FORMAT::SCALED>::four(chunk, all % FORMAT::QUADS, s, w, owner, row, undo, v);
     }
-    float* at = out + (i64)blockIdx.y * out_stride + k;
+    float* at = out + (i64)blockIdx.x * out_stride + k;
     for (int i = 0; i < 4 && k + i < columns; ++i) at[i] = v[i] * factor;
 }

@@ -19,6 +19,7 @@ from engine.cuda.launch_plan.parts.attention import describe_attention
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan, describe_ffn
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.mixture_parts import describe_moe
+from engine.cuda.launch_plan.parts.ngrams import describe_ngrams
 from engine.cuda.launch_plan.parts.norms import norm_of
 from engine.cuda.launch_plan.parts.recurrent import describe_recurrent
 from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan, describe_channel_mix
@@ -43,9 +44,8 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     kept = _kept_caches(weights.layers)
     layers = [_layer(layer, chooser, settings, kept) for layer in weights.layers]
     skipped, skips = describe_skips(config.skip, weights.layers, weights.head_skip, chooser)
-    layers = [
-        replace(layer, mixer_skip=mixer, ffn_skip=ffn) for layer, (mixer, ffn) in zip(layers, skipped, strict=True)
-    ]
+    beside = zip(layers, skipped, describe_ngrams(weights.layers, config.width, chooser), strict=True)
+    layers = [replace(layer, mixer_skip=mixer, ffn_skip=ffn, ngrams=ngrams) for layer, (mixer, ffn), ngrams in beside]
     per_layer = None
     if weights.per_layer is not None:
         factor = 1.0 / math.sqrt(config.width)

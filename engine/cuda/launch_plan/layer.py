@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from engine.cuda.launch_plan.parts.attention import AttentionPlan
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
 from engine.cuda.launch_plan.parts.mixture import MoePlan
+from engine.cuda.launch_plan.parts.ngrams import NgramPlan
 from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan
 from engine.cuda.launch_plan.parts.skips import SkipPlan
@@ -72,6 +73,7 @@ class LayerPlan:
         embedding_skip: embeddings are added to the result. scales: the result is multiplied by a number.
         layer_input: what the token's own vector for the layer adds to the result, or None. laurel: projections beside
             the mixer, or None. streams: the layer is passed by one of several streams.
+        ngrams: what the last few tokens add to the layer's input, or None.
         mixer_skip, ffn_skip: what skips the mixer and the feed-forward part, where that is more than x; else None.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
@@ -94,6 +96,7 @@ class LayerPlan:
     layer_input: LayerInputPlan | None = None
     laurel: LaurelPlan | None = None
     streams: bool = False
+    ngrams: NgramPlan | None = None
     mixer_skip: SkipPlan | None = None
     ffn_skip: SkipPlan | None = None
     leaves_inside: bool = False
@@ -122,7 +125,7 @@ class LayerPlan:
     @property
     def takes_operand(self) -> bool:
         """Whether what reads the stream first can read an operand that an earlier layer has left."""
-        return self.mixer is not None and self.mixer.takes_operand
+        return self.mixer is not None and self.ngrams is None and self.mixer.takes_operand
 
     def products(self) -> Iterator[Product]:
         """All products."""
@@ -130,7 +133,7 @@ class LayerPlan:
             yield from self.mixer.products()
         if self.ffn is not None:
             yield from self.ffn.products()
-        for part in (self.layer_input, self.laurel, self.mixer_skip, self.ffn_skip):
+        for part in (self.layer_input, self.laurel, self.mixer_skip, self.ffn_skip, self.ngrams):
             if part is not None:
                 yield from part.products()
 
@@ -142,6 +145,8 @@ class LayerPlan:
             yield from self.ffn.matrices()
         elif self.ffn is not None:
             yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
+        if self.ngrams is not None:
+            yield from self.ngrams.matrices()
         for part in (self.layer_input, self.laurel, self.mixer_skip, self.ffn_skip):
             if part is not None:
                 yield from (matrix for product in part.products() for matrix in product.matrices)
@@ -157,9 +162,11 @@ class LayerPlan:
             yield from self._named("ffn_moe", self.moe.scores(step, Norm.ABSENT))
         if self.moe is not None and self.moe.reads_input:
             yield from self._named("ffn_moe", [step.part("normalize_pieces")])
+        first, inputs = "ssm_in" if self.attention is None else "attn_qkv", {"attn_qkv", "ssm_in"}
+        if self.ngrams is not None:
+            yield from self._named(first, self.ngrams.launches(step))
         if self.attn_norm_2:
             yield from self._named("attn_qkv", [step.row("copy_rows")])
-        first, inputs = "ssm_in" if self.attention is None else "attn_qkv", {"attn_qkv", "ssm_in"}
         last, waiting = "ssm_out" if self.attention is None else "attn_output", self.mixer_skip
         if self.mixer_skip is not None:
             yield from self._named(first, self.mixer_skip.read(step))

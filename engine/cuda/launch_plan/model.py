@@ -130,9 +130,10 @@ class LaunchPlan:
 
     @lazy
     def state_shapes(self) -> tuple[StateShape | None, ...]:
-        """The recurrent state of every layer; None where it has none."""
+        """The recurrent state of every layer, None where it has none; then those of tables of n-grams."""
         mixers = (layer.recurrent for layer in self.layers)
-        return tuple(None if mixer is None else mixer.shape for mixer in mixers)
+        tables = (layer.ngrams.shape for layer in self.layers if layer.ngrams is not None)
+        return (*(None if mixer is None else mixer.shape for mixer in mixers), *tables)
 
     @lazy
     def known_rows(self) -> int:

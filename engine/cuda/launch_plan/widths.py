@@ -28,7 +28,7 @@ class Widths:
         given: D, or 0 where no experts read what others have given.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
             the first and the last. scanned: what the last product reads. chunked: what prompts in chunks keep between
-            their kernels. All 0 without such layers.
+            their kernels. All 0 without such layers, or tables of n-grams, which take the first four.
     """
 
     model: int
@@ -68,7 +68,7 @@ class Widths:
         layers, width = plan.layers, plan.width
         found: dict[str, int] = {}
         for layer in layers:
-            for part in (layer.mixer, layer.ffn):
+            for part in (layer.mixer, layer.ffn, layer.ngrams):
                 for name, value in ({} if part is None else part.widths()).items():
                     found[name] = max(value, found.get(name, 0))
         skips = [skip for layer in layers for skip in (layer.mixer_skip, layer.ffn_skip) if skip is not None]

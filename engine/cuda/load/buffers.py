@@ -26,7 +26,7 @@ class Activations:
             without them.
         normed, part, beside, inputs, index_inputs, index_queries, kept, queries, heads: see Widths; one column where no
             part needs them.
-        mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
+        mixed, convolved, between, scanned: of recurrent layers and tables of n-grams, see Widths; else one column.
         chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
         operand: bytes of the input of one product of prompts, as its kernels read it.
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.

@@ -1,15 +1,21 @@
-"""Recurrent mixers on the GPU, and RWKV's feed-forward part: products and small arrays. Must not know of steps."""
+"""Recurrent mixers on the GPU, RWKV's feed-forward part and tables of n-grams: products and small arrays.
+
+Must not know of steps.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.launch_plan.parts.ngrams import NgramPlan
 from engine.cuda.launch_plan.parts.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
 from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan, Rwkv6Plan, Rwkv7Plan
 from engine.cuda.load.device_products import DeviceProjection
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
+from engine.cuda.recurrent.ngrams.ngrams import NgramConstants
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Constants
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Constants
 from engine.cuda.rows.parts import DeviceNorm
@@ -223,3 +229,13 @@ class DeviceChannelMix:
     def n_bytes(self) -> int:
         """Packed size of the matrices."""
         return sum(one.n_bytes for one in (self.key, self.value, self.receptance) if one is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceNgrams:
+    """A table of n-grams; see NgramPlan."""
+
+    plan: NgramPlan
+    table: PackedMatrix
+    key_value: DeviceProjection
+    kept: NgramConstants

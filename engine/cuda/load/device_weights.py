@@ -22,7 +22,7 @@ from engine.cuda.launch_plan.parts.indexer import IndexerPlan
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.streams import PerLayerPlan
 from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
-from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceRecurrent
+from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceNgrams, DeviceRecurrent
 from engine.cuda.load.device_skips import DeviceSkip
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
 from engine.cuda.rows.streams import DeviceStreams
@@ -246,7 +246,8 @@ class DeviceLayer:
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them. embedding_scale: factor of the embeddings that are added to the result, 0 for none; output_scale: of it.
-    mixer_skip, ffn_skip: what skips the two parts, where that is more than x; else None.
+    mixer_skip, ffn_skip: what skips the two parts, where that is more than x; else None. ngrams: what is added to x
+    before everything else, or None.
     """
 
     plan: LayerPlan
@@ -269,6 +270,7 @@ class DeviceLayer:
     mixer_skip: DeviceSkip | None = None
     ffn_skip: DeviceSkip | None = None
     channel_mix: DeviceChannelMix | None = None
+    ngrams: DeviceNgrams | None = None
 
     @property
     def index(self) -> int:

@@ -13,11 +13,13 @@ from engine.config import KvType
 from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
 from engine.cuda.indexer.plan import MOST_SHARED, indexer_shape
+from engine.cuda.launch_plan.parts.norms import folds
 from engine.cuda.recurrent.convolution import MAX_CONV
 from engine.cuda.recurrent.delta import MAX_HEAD
 from engine.cuda.recurrent.lightning import MAX_COLUMNS
 from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
 from engine.cuda.recurrent.mamba_plan import MAX_STATES
+from engine.cuda.recurrent.ngrams.ngrams import MOST_ROWS
 from engine.cuda.recurrent.rwkv.shape import MAX_HEAD as MAX_TIME_MIX
 from engine.cuda.rows.skips import MOST_BANKS, MOST_COUNT
 from engine.cuda.rows.streams import MOST_STREAMS
@@ -52,6 +54,7 @@ from engine.model.config import (
     most_streams,
 )
 from engine.model.loader import LoadedModel
+from engine.model.weights import NgramWeights
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER, True, False}),  # of the model; whether Mamba 2 layers have one
@@ -143,6 +146,7 @@ _ANY = frozenset(
         "block",  # only where the layer's weights are
         "output_factor",  # in the weights it is part of the layer's number
         "indexer",  # within a limit
+        "ngrams",  # likewise
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -161,7 +165,6 @@ _RECURRENT = (
 """Recurrent mixers that kernels serve, within limits."""
 
 _NAMES = {
-    "ngrams": "tables of n-grams",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
@@ -197,6 +200,8 @@ def missing_features(model: LoadedModel) -> list[str]:
         found += _of_mixer(layer.config.mixer)
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
+        if layer.ngrams is not None:
+            found += _of_ngrams(layer.ngrams)
     return list(dict.fromkeys(found))
 
 
@@ -254,6 +259,13 @@ def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
                 yield "adjugate experts beside a shared one"
         if ffn.n_experts > MAX_EXPERTS or ffn.n_used > MAX_USED:
             yield f"more than {MAX_USED} of {MAX_EXPERTS} experts for a token"
+
+
+def _of_ngrams(weights: NgramWeights) -> Iterator[str]:
+    if weights.table.rows > MOST_ROWS:
+        yield f"a table of more than {MOST_ROWS} n-grams"
+    if not all(folds(norm) for norm in (weights.norm_key, weights.norm_query, weights.norm_conv)):
+        yield "norms of n-grams that are no mean squares"
 
 
 def _unserved(config: Any) -> Iterator[str]:

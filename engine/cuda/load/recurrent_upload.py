@@ -1,10 +1,11 @@
-"""Brings recurrent mixers, and RWKV's feed-forward part, to the GPU. Must not know of steps."""
+"""Brings recurrent mixers, RWKV's feed-forward part and tables of n-grams to the GPU. Must not know of steps."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.launch_plan.parts.ngrams import NgramPlan
 from engine.cuda.launch_plan.parts.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
 from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.parts.rwkv import MIXED, ChannelMixPlan, LowRankPlan, Rwkv6Plan, Rwkv7Plan
@@ -16,6 +17,7 @@ from engine.cuda.load.device_recurrent import (
     DeviceLowRank,
     DeviceMamba,
     DeviceMamba2,
+    DeviceNgrams,
     DeviceRecurrent,
     DeviceRwkv6,
     DeviceRwkv7,
@@ -24,15 +26,19 @@ from engine.cuda.load.device_recurrent import (
 from engine.cuda.load.tensor_upload import TensorUploader
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
+from engine.cuda.recurrent.ngrams.ngrams import NgramConstants
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Constants
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Constants
+from engine.model.config import LEAST_GATE, NgramConfig
 from engine.model.weights import (
     ChannelMixWeights,
     DeltaNetWeights,
+    Float32Array,
     KimiDeltaWeights,
     LightningWeights,
     Mamba2Weights,
     MambaWeights,
+    NgramWeights,
     Norm,
     Plamo2Weights,
     RecurrentWeights,
@@ -166,3 +172,24 @@ class RecurrentUploader(TensorUploader):
         receptance = None if plan.receptance is None else self.projection(plan.receptance)
         products = self.projection(plan.key), self.projection(plan.value), receptance
         return DeviceChannelMix(plan, *products, self.vector(np.stack(lerps)))
+
+    # ---- tables of n-grams -----------------------------------------------------------------------------------
+
+    def _ngrams(self, plan: NgramPlan, config: NgramConfig, weights: NgramWeights) -> DeviceNgrams:
+        norms = weights.norm_key, weights.norm_query, weights.norm_conv
+        key, query, conv = (norm.epsilon for norm in norms)
+        numbers = np.array([*config.multipliers, *config.sizes, *config.offsets], np.uint64)
+        kept = NgramConstants(
+            numbers=self.vector(numbers, np.uint64),
+            end=config.end,
+            norms=self.vector(np.stack([_weight(norm).reshape(-1) for norm in norms])),
+            epsilons=(key, query, conv),
+            least=LEAST_GATE,
+            conv=self.vector(weights.conv1d),
+        )
+        return DeviceNgrams(plan, self.matrix(weights.table), self.projection(plan.key_value), kept)
+
+
+def _weight(norm: Norm) -> Float32Array:
+    assert norm.weight is not None
+    return norm.weight

@@ -31,6 +31,7 @@ from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan
 from engine.cuda.launch_plan.parts.skips import SkipPlan
 from engine.cuda.launch_plan.parts.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
+from engine.cuda.load.device_recurrent import DeviceNgrams
 from engine.cuda.load.device_skips import DeviceSkip
 from engine.cuda.load.device_weights import (
     DeviceAttention,
@@ -165,7 +166,15 @@ class Uploader(RecurrentUploader):
             streams=None if layer.streams is None else self._streams(layer.streams, layer.config.streams),
             channel_mix=channel_mix,
             layer_input=None if plan.layer_input is None else self._layer_input(plan.layer_input, layer.layer_input),
+            ngrams=self._ngrams_of(plan, layer),
         )
+
+    def _ngrams_of(self, plan: LayerPlan, layer: LayerWeights) -> DeviceNgrams | None:
+        if plan.ngrams is None:
+            return None
+        assert layer.ngrams is not None
+        assert layer.config.ngrams is not None
+        return self._ngrams(plan.ngrams, layer.config.ngrams, layer.ngrams)
 
     def _per_layer(self, plan: PerLayerPlan, weights: PerLayerWeights | None) -> DevicePerLayer:
         assert weights is not None

@@ -20,13 +20,14 @@ from engine.cuda.recurrent.lightning import Lightning, LightningShape
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
+from engine.cuda.recurrent.ngrams.ngrams import Ngrams, NgramShape
 from engine.cuda.recurrent.plan import StateShape
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6, Rwkv6Shape
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7, Rwkv7Shape
 from engine.model.cache import StateCopies, StateRows
 
-Kernels = Convolution | Mamba | Mamba2 | Delta | Lightning | Rwkv6 | Rwkv7
-"""The kernels of a recurrent layer; one class per class of StateShape."""
+Kernels = Convolution | Mamba | Mamba2 | Delta | Lightning | Rwkv6 | Rwkv7 | Ngrams
+"""The kernels of a recurrent layer or a table of n-grams; one class per class of StateShape."""
 
 
 class RecurrentCache:
@@ -63,6 +64,8 @@ def make_kernels(shape: StateShape) -> Kernels:
         return Mamba2(shape)
     if isinstance(shape, LightningShape):
         return Lightning(shape)
+    if isinstance(shape, NgramShape):
+        return Ngrams(shape)
     if isinstance(shape, Rwkv6Shape):
         return Rwkv6(shape)
     if isinstance(shape, Rwkv7Shape):
@@ -75,7 +78,7 @@ class StateCache:
     """The states of all layers, and the kernels that read and write them.
 
     Args:
-        shapes: of every layer; None for a layer without a state.
+        shapes: of every layer, None for one without a state, and of tables of n-grams behind them.
         rows: which row is which; at least two places.
 
     Attributes:

@@ -21,6 +21,7 @@ from engine.cuda.step.folding import Hidden, Read, columns_of
 from engine.cuda.step.indexer import index_inputs
 from engine.cuda.step.latent import latent_qkv, latent_values, low_rank_queries
 from engine.cuda.step.moves import Moves
+from engine.cuda.step.ngrams import add_ngrams
 from engine.cuda.step.recurrent import move_states
 from engine.cuda.step.rwkv import mix_channels
 
@@ -29,6 +30,7 @@ class CudaOps(MixtureBricks, StreamBricks):
     """What decode and prefill share: products with norm, activation and residual folded in. See RowBricks."""
 
     _moves: Moves | None  # None where no layer has a state
+    _tokens: DeviceArray  # of the rows
 
     # ---- around the layers -----------------------------------------------------------------------------------
 
@@ -81,6 +83,10 @@ class CudaOps(MixtureBricks, StreamBricks):
         if moe is not None and moe.plan.reads_input:
             assert moe.norm is not None
             parts.normalize(x, self.buffers.beside[: self.n_rows], moe.norm)
+        if layer.ngrams is not None:
+            assert self._moves is not None
+            target = x if self.weights.plan.skips is None else self._streams()
+            add_ngrams(layer.ngrams, self._tokens, target, self._moves)
         if layer.mixer is None:
             return x
         if layer.attn_norm_2 is not None:

@@ -18,7 +18,7 @@ from engine.model.config.compressed import BlockIndexConfig, BlocksConfig, Compr
 from engine.model.config.ffn import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
 from engine.model.config.indexer import IndexerConfig, IndexerKind
 from engine.model.config.model import CombinedConfig, LayerConfig, MixerConfig, ModelConfig, NormKind, ResidualKind
-from engine.model.config.ngrams import NgramConfig
+from engine.model.config.ngrams import LEAST_GATE, NgramConfig
 from engine.model.config.pooling import Pooling, RankConfig
 from engine.model.config.recurrent import (
     DeltaNetConfig,
@@ -46,6 +46,7 @@ from engine.model.config.skips import (
 from engine.model.config.streams import AltUpConfig
 
 __all__ = [
+    "LEAST_GATE",
     "Activation",
     "AdjugateConfig",
     "AltUpConfig",

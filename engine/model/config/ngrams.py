@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from engine.model.config.recurrent import RecurrentConfig
 
+LEAST_GATE = 1e-6
+"""Least magnitude that a gate's root is taken of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NgramConfig(RecurrentConfig):

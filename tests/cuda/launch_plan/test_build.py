@@ -90,6 +90,7 @@ def recurrent_shapes():
     from engine.cuda.recurrent.lightning import LightningShape
     from engine.cuda.recurrent.mamba_2 import Mamba2Shape
     from engine.cuda.recurrent.mamba_plan import MambaShape
+    from engine.cuda.recurrent.ngrams.ngrams import NgramShape
     from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Shape
     from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape
 
@@ -102,7 +103,8 @@ def recurrent_shapes():
     heads = [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], [LightningShape(4, 96, 1600), LightningShape(3, 20, 240)]
     mixes = [Rwkv6Shape(*shape, 1, linear) for shape, linear in zip(TIME_MIX_SHAPES, (False, True, False), strict=True)]
     mixes += [Rwkv7Shape(*shape) for shape in TIME_MIX_SHAPES]
-    return [shape for kind in (*shapes, *heads, delta, mixes) for shape in kind]
+    grams = [NgramShape(3, 8, 4, 8192, 2048), NgramShape(2, 1, 2, 40, 40)]
+    return [shape for kind in (*shapes, *heads, delta, mixes, grams) for shape in kind]
 
 
 def indexed_shapes(arch):
@@ -229,6 +231,7 @@ def kernel_names(file, type):
         "rwkv_6.cu": "rwkv_6_decode rwkv_6_prompt rwkv_6_finish",
         "rwkv_7.cu": "rwkv_7_decode rwkv_7_prepare rwkv_7_prompt rwkv_7_finish",
         "token_shift.cu": "shift_decode shift_prompt shift_further",
+        "ngrams.cu": "ngram_rows_decode ngram_rows_prompt ngram_gate ngram_conv_decode ngram_conv_prompt ngram_keep",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
         "decode_gemm.cu": "batch_matvec",

@@ -42,7 +42,7 @@ from tests.support.models.feature_models import (
     unrotated_layers,
 )
 from tests.support.models.gguf_builder import tiny_llama
-from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.hybrid_models import FAMILIES, tiny_hybrid
 from tests.support.models.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
 from tests.support.models.recurrent_models import tiny_mamba
 from tests.support.peers.models import GPU_MODELS
@@ -78,19 +78,11 @@ def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
         del model
 
 
-@pytest.mark.parametrize("family", GPU_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_hybrid_is_served(tmp_path, family):
     with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
         model = load_model(gguf)
         assert missing_features(model) == []
-        del model
-
-
-@pytest.mark.parametrize(("family", "words"), [("qwen4exp", ["tables of n-grams"])])
-def test_hybrids_are_declined_by_name(tmp_path, family, words):
-    with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
-        model = load_model(gguf)
-        assert missing_features(model) == words
         del model
 
 

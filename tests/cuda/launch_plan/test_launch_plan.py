@@ -20,7 +20,7 @@ from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
 from tests.conftest import CONFORMANCE, SHARED, extract
 from tests.support.command_line import run
-from tests.support.conformance import GPU_NAMES
+from tests.support.conformance import NAMES
 from tests.support.gpu.fake_runner import (
     MULTIPROCESSORS,
     built,
@@ -35,7 +35,7 @@ from tests.support.gpu.fake_runner import (
 )
 from tests.support.gpu.helpers import decode_logits, generate, mixed_model, shared_expert_model, typed_model
 from tests.support.models.feature_models import CASES, LATENT_CASES, latent
-from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.hybrid_models import FAMILIES, tiny_hybrid
 from tests.support.models.recurrent_models import tiny_mamba
 from tests.support.peers.models import GPU_MODELS
 
@@ -79,7 +79,7 @@ def models(folder):
     found["mamba-q8"] = tiny_mamba(
         folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
     )
-    found |= {family: tiny_hybrid(folder / f"{family}.gguf", family) for family in GPU_FAMILIES}
+    found |= {family: tiny_hybrid(folder / f"{family}.gguf", family) for family in FAMILIES}
     for name in SERVED:
         place = folder / name
         place.mkdir()
@@ -90,7 +90,7 @@ def models(folder):
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
-    wanted = {f"models/{name}.gguf" for name in GPU_NAMES}
+    wanted = {f"models/{name}.gguf" for name in NAMES}
     for archive in ARCHIVES:
         if archive.is_file():
             extract(archive, wanted, folder)
@@ -338,7 +338,7 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-@pytest.mark.parametrize("name", ["mixed", "mamba-q8", *GPU_FAMILIES])
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8", *FAMILIES])
 def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
@@ -372,7 +372,7 @@ def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(mod
 
         assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
         assert products(8) == 1, "another shape"
-    for name in ("30b", "35b", "qwen35", "mamba", "falcon-h1", *GPU_FAMILIES):  # float32 matrices, and states
+    for name in ("30b", "35b", "qwen35", "mamba", "falcon-h1", *FAMILIES):  # float32 matrices, and states
         with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, gpu):
             counts = [len(launched(gpu, partial(generate, runner, list(range(20)), 1, slot=1))) for _ in range(5)]
             assert counts[0] == counts[1] > 4 * counts[3], name

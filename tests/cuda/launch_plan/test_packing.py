@@ -106,7 +106,7 @@ extern "C" void run_{name}(const u8* raw, u8* data, float* dequantized, float* e
     launch(chunks, tiles, 256, [&] {{
         of_{name}::dequant_float_{name}(data, nullptr, dequantized, 0, rows, columns, chunks, 0);
     }});
-    launch((columns + 511) / 512, rows, 128, [&] {{
+    launch(rows, (columns + 511) / 512, 128, [&] {{
         of_{name}::embed_{name}(data, nullptr, rows, columns, ids, embedded, columns, 1.0f);
     }});
     operands<{name}>(data, multiplied, rows, columns);

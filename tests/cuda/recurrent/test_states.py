@@ -21,9 +21,9 @@ from tests.support.injection import interrupted
 from tests.support.models.hybrid_models import tiny_hybrid
 from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
-FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2", "rwkv6", "rwkv7")
+FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2", "rwkv6", "rwkv7", "qwen4exp")
 """Convolution and scan apart; Mamba 2 beside attention; delta rules before attention; a convolution alone; states of
-both parts of a layer."""
+both parts of a layer; a table of n-grams."""
 
 LENGTHS = (30, 70, 40, 60, 1)
 """Tokens of the texts."""
@@ -40,9 +40,9 @@ def n_states(path):
     """Arrays of states of the model."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
-        mixers = [layer.recurrent_part for layer in model.config.layers]
+        parts = [part for layer in model.config.layers for part in (layer.recurrent_part, layer.ngrams)]
         del model
-    return sum(len(mixer.state_shapes) for mixer in mixers if mixer is not None)
+    return sum(len(part.state_shapes) for part in parts if part is not None)
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,8 @@ def _argument(arg):
         return ctypes.c_void_p(None)
     if isinstance(arg, np.ndarray):
         return address(arg)
+    if isinstance(arg, np.uint64):
+        return ctypes.c_uint64(int(arg))
     return ctypes.c_float(arg) if isinstance(arg, float) else arg
 
 

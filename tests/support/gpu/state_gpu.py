@@ -58,7 +58,7 @@ class StateGpu(FakeGpu):
     def ran(self, name, grid, args):
         self.launches.clear()
         run = getattr(self, f"_run_{name}", None)
-        if name.startswith("embed_"):
+        if name.startswith("embed_") and (self.machine is None or args[0] is self.machine.weights.token_embd.data):
             self._behind = {}  # by row, the new state of every array
         elif run is not None and (self.machine is not None or name in ("scatter", "sample")):
             run(grid, *args)
@@ -117,6 +117,16 @@ class StateGpu(FakeGpu):
         self._decode(*args[16:20])
 
     def _run_rwkv_7_prompt(self, grid, r, w, k, v, u, away, stride, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_ngram_rows_decode(self, grid, tokens, numbers, end, states, places, positions, offsets, *rest):
+        self._decode(states, places, positions, offsets)
+
+    def _run_ngram_conv_decode(self, grid, inputs, weight, channels, states, places, positions, offsets, *rest):
+        self._decode(states, places, positions, offsets)
+
+    def _run_ngram_keep(self, grid, tokens, inputs, channels, known, states, spans):
+        self._prompt(known, spans)
         self._prompt(states, spans)
 
     def _run_conv_prompt(self, grid, x, row, weight, bias, states, spans, *rest):

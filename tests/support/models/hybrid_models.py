@@ -72,16 +72,11 @@ ROUTED = {"minimax-01": 0, "kimi-k3": 1, "glm5-next": 1, "qwen4exp": 0}
 """Families with experts, and the first layer that has them."""
 
 
-ON_CPU_ALONE = {"qwen4exp"}
-"""Families that the GPU declines."""
-
 REUSED = (
     "lfm2", "mamba2", "falcon-h1", "nemotron_h", "jamba", "qwen35", "kimi-linear", "plamo2", "minimax-01", "kimi-k3",
     "qwen4exp", "glm5-next", "rwkv6", "rwkv7",
 )  # fmt: skip
 """Families of which every kind of recurrent mixer and of hybrid has one: tests reuse their prefixes."""
-
-GPU_FAMILIES = tuple(family for family in FAMILIES if family not in ON_CPU_ALONE)
 
 
 def tiny_hybrid_parts(family, *, seed=0, context_length=512):
