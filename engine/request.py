@@ -202,9 +202,8 @@ class GenerationStats:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class StreamChunk:
-    """What one step added to one request.
+class StreamChunk(NamedTuple):
+    """What one step added to one request. A tuple: one is made per sequence and step.
 
     Attributes:
         text: new text, possibly empty (half a character, or the possible beginning of a stop string, is held back).

@@ -190,8 +190,7 @@ class CudaRunner:
         with self._running(), self._whole():
             results: dict[int, TokenSample | EngineError] = {}
             rows = [item for item in work if item.decode]
-            for item in rows:
-                self._seats.seat(item)
+            self._seats.seat(rows)
             decode = self._seats.send_masks([item for item in rows if item.sample], results)
             prompts = [item for item in work if not item.decode and self._seats.send_mask(item, results)]
             slots = [item.sequence.slot for item in decode]

@@ -74,9 +74,14 @@ def deliver(
             job.keep_scores(item, result)
         try:  # one request's constraint or text must not end its neighbours
             if not again or sequence.n_cached == item.start:
-                behind = () if sample is None else forced.behind(job, item, sample)
+                behind = () if sample is None or sequence.mask is None else forced.behind(job, item, sample)
                 scheduler.commit(item, sample, forced=behind)
-            finish = None if sample is None else _take(job, item, sample, forced, now, again=again)
+            if sample is None:
+                finish = None
+            elif again or sequence.mask is not None:
+                finish = _take(job, item, sample, forced, now, again=again)
+            else:  # mostly
+                finish = job.take(sample, now, again=False)
         except Exception as error:
             if not failures.is_own(error):
                 raise
@@ -84,7 +89,7 @@ def deliver(
             continue
         if finish is not None:
             end(job)
-        if job.request.max_output == 0 and scheduler.is_scored(sequence.request_id):
+        if sample is None and job.request.max_output == 0 and scheduler.is_scored(sequence.request_id):
             job.give("", None, "length")
             end(job)
 

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import ref
 
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
+from engine.scheduling.chunks import Chunks
 from engine.scheduling.output import OutputAssembler
 
 
@@ -39,7 +40,6 @@ class Job:
     request: Request
     assembler: OutputAssembler
     by_step: bool = False
-    chunks: list[StreamChunk] = field(default_factory=list)
     error: Exception | None = None
     prompt_scores: list[TokenSample] = field(default_factory=list)
     cached_tokens: int = 0
@@ -50,11 +50,17 @@ class Job:
     started: float | None = None
     first: float | None = None
     last: float = 0.0
+    chunks: Chunks = field(init=False)
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.chunks = Chunks(request.request_id)
+        self._plain = request.params.logprobs is None and request.score_from is None
 
     @property
     def over(self) -> bool:
         """Whether nothing more will come."""
-        return self.error is not None or (bool(self.chunks) and self.chunks[-1].finish_reason is not None)
+        return self.error is not None or self.chunks.ended
 
     def has(self, n: int) -> bool:
         """Whether there is a chunk number n, or there never will be."""
@@ -72,7 +78,7 @@ class Job:
         first = request.score_from
         if first is not None and not self.chunks and len(self.prompt_scores) == len(request.prompt_ids) - first:
             scores = (*[None] * first, *self.prompt_scores)
-        self.chunks.append(
+        self.chunks.given.append(
             StreamChunk(
                 text=text,
                 token_ids=() if sample is None else (sample.token_id,),
@@ -93,11 +99,14 @@ class Job:
             again: an earlier call may have been cut short by an exception, the assembler in the middle of the token.
         """
         if again and self.assembler.n_pushed != len(self.chunks):
-            self.assembler = self.assembler.begun_again([token for chunk in self.chunks for token in chunk.token_ids])
+            self.assembler = self.assembler.begun_again(self.chunks.token_ids)
         if self.first is None:
             self.first = now
         text, finish = self.assembler.push(sample)
-        self.give(text, sample, finish)
+        if self._plain and finish is None:  # mostly
+            self.chunks.given.append((text, sample.token_id))
+        else:
+            self.give(text, sample, finish)
         return finish
 
     def _stats(self, one_more: bool) -> GenerationStats:
@@ -106,7 +115,7 @@ class Job:
         first = self.first if self.first is not None else self.last
         return GenerationStats(
             prompt_tokens=len(self.request.prompt_ids),
-            output_tokens=sum(len(chunk.token_ids) for chunk in self.chunks) + one_more,
+            output_tokens=len(self.chunks.token_ids) + one_more,
             queue_seconds=max(started - self.submitted, 0.0),
             prompt_seconds=max(first - started, 0.0),
             decode_seconds=max(self.last - first, 0.0),

@@ -285,9 +285,10 @@ class EngineLoop:
         work = self._scheduler.plan()
         now = time.perf_counter()
         for item in work:
-            job = self._jobs[item.sequence.request_id]
-            if job.started is None:
-                job.cached_tokens, job.started = item.sequence.cached_tokens, now
+            if not item.decode:  # each begins with a piece of its prompt
+                job = self._jobs[item.sequence.request_id]
+                if job.started is None:
+                    job.cached_tokens, job.started = item.sequence.cached_tokens, now
         self._unsettled = False
         return work
 
@@ -299,7 +300,10 @@ class EngineLoop:
                 self._settle()
                 work = [item for item in work if item.sequence.request_id in self._jobs]
         batch = [item for item in work if not item.score]
-        samples = iter(self._runner.step(batch) if batch else [])
+        found = self._runner.step(batch) if batch else []
+        if len(batch) == len(work):  # mostly
+            return DoneStep(work, list(found))
+        samples = iter(found)
         return DoneStep(work, [self._runner.score(item) if item.score else next(samples) for item in work])
 
     def _tell_lost(self) -> None:

@@ -47,13 +47,16 @@ class OutputAssembler:
         self._stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eog_ids))
         self._left = request.max_output
         self._mask = request.mask
+        self._plain = self._matcher is None and self._mask is None
         self._output_ids: list[int] = []  # kept for the mask alone
 
     def push(self, sample: TokenSample) -> tuple[str, str | None]:
         """Take one token; returns the text that may be shown now and the finish reason, None while it goes on."""
         self._left -= 1  # first of all: see n_pushed
-        if self.is_end(sample.token_id):
+        if sample.token_id in self._stop_ids:
             return self._flush(), "stop"
+        if self._plain and self._left > 0:  # mostly
+            return self._decode(sample.token_id), None
         text = self._decode(sample.token_id)
         if self._matcher is not None:
             text = self._shown(self._matcher.push(text + self._mark(sample.token_id)))

@@ -149,35 +149,43 @@ class Scheduler:
         self._close_ranks(running)
         work: list[Work] = []
         known: list[_Started] = []
-        n_preemptions = self.n_preemptions
+        reading: list[_Started] = []
+        ahead: list[Work] = []  # of those planned, the ones that may lack pages behind the next token
+        n_preemptions, reach, make = self.n_preemptions, 1 + self._lookahead, tuple.__new__
         # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for one in running:
             sequence = one.sequence
             start = sequence.n_cached
-            if (
-                start >= sequence.pieces_end
-                and one.seated
-                and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1))
-            ):
+            if start < sequence.pieces_end:
+                reading.append(one)
+            elif one.seated and (start < (n := len(sequence.pages) * PAGE) or self._make_room(one, start + 1)):
                 if start >= sequence.known_end:
-                    work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
+                    item = make(Work, (sequence, (sequence.output_ids[-1],), start, True, False, True, ()))
+                    work.append(item)
+                    if start + reach > n or sequence.draft_ids:
+                        ahead.append(item)
                 else:
                     known.append(one)
+        n_decode = len(work)
         if known:
             work += self._known(known, len(work))
         beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
-        work += self._pieces(running, beside if work else self._prefill_chunk)
+        work += self._pieces(reading, beside if work else self._prefill_chunk)
         if self.n_preemptions > n_preemptions:
             # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
             still_here = {id(one.sequence) for one in running if one.seated}
             work = [item for item in work if id(item.sequence) in still_here]
-        for item in work:
+            ahead = [item for item in ahead if id(item.sequence) in still_here]
+            n_decode = len([item for item in work if item.decode and item.sample])
+        for item in (*ahead, *work[n_decode:]):
             sequence = item.sequence
             if item.sample:
                 end = item.start + len(item.token_ids) + len(sequence.draft_ids)
                 if end + self._lookahead > len(sequence.pages) * PAGE:
                     self._look_ahead(sequence, end)
-        return [with_drafts(item) if item.sequence.draft_ids else item for item in work]
+        if any(item.sequence.draft_ids for item in ahead):
+            return [with_drafts(item) if item.sequence.draft_ids else item for item in work]
+        return work
 
     def commit(
         self,
@@ -196,6 +204,11 @@ class Scheduler:
         """
         sequence, n_accepted = work.sequence, len(accepted)
         assert work.start == sequence.n_cached, "work committed twice or out of order"
+        if work.decode and sample is not None and not (accepted or forced or sequence.draft_ids):  # mostly
+            ids, n_before = sequence.output_ids, work.start + 1 - len(sequence.prompt_ids)
+            ids[n_before:] = (sample.token_id,)
+            sequence.n_cached, sequence.state_place = work.start + 1, sequence.state_place + 1
+            return
         if accepted:
             assert [one.token_id for one in accepted] == list(work.draft_ids[:n_accepted]), (
                 "not the drafts of this work"

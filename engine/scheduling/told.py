@@ -48,10 +48,7 @@ class Told:
         n_returned = len(self._returned)
         new = self._returned[:n_returned]
         for request_id, job in self._jobs.items():
-            given, first = job.chunks, before.get(request_id, 0)
-            told[request_id] = len(given)
-            if len(given) > first:
-                new += given[first:]
+            told[request_id] = job.chunks.tell(before.get(request_id, 0), new)
         if not new:
             self.raise_failure()
         # Plain stores, between which nothing can come.

@@ -123,7 +123,7 @@ class PagedCache:
         width = page_count(context_length)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
         self.block_table = cupy.asarray(self._table)
-        self._pages: list[list[int]] = [[] for _ in range(n_slots)]
+        self._told: list[tuple[list[int], int]] = [([], 0)] * n_slots  # the last list of each slot, and its length
         self._dirty: dict[int, tuple[int, int]] = {}
         self._store = RowStore([array for layer in caches for array in layer.paged])
 
@@ -142,9 +142,11 @@ class PagedCache:
     def set_pages(self, slot: int, pages: list[int]) -> None:
         """The slot reads these pages from now on: page i holds positions i * PAGE and following.
 
-        Pages behind the context, which a full sequence may have been given to run ahead in, are left out.
+        Pages behind the context, which a full sequence may have been given to run ahead in, are left out. The list is
+        kept to know it again, and may only grow.
         """
-        if pages == self._pages[slot]:
+        told, n = self._told[slot]
+        if told is pages and n == len(pages):  # mostly
             return
         row = self._table[slot]
         used = pages[: len(row)]
@@ -152,11 +154,11 @@ class PagedCache:
         new[: len(used)] = used
         assert not used or (new[: len(used)].min() >= 0 and new.max() < self.n_pages), "no such page"
         changed = np.flatnonzero(row != new)
-        self._pages[slot] = list(pages)
         if len(changed):
             low, high = self._dirty.get(slot, (len(row), 0))
             self._dirty[slot] = min(low, int(changed[0])), max(high, int(changed[-1]) + 1)
             row[:] = new
+        self._told[slot] = pages, len(pages)  # last of all: cut short before, the next call does it all
 
     def flush(self, staging: Staging) -> None:
         """Puts changed entries of the table on their way."""

@@ -182,21 +182,22 @@ class DeviceSlots:
 
         Where no token can be drawn from the logits (NaN, +inf, or nothing finite) there is an error in its place.
         """
-        tokens = self._tokens_out.host[place].tolist()
+        tokens, plain = self._tokens_out.host[place].tolist(), self._plain
         found: list[TokenSample | EngineError] = []
         for column, sequence in entries:
             token_id = tokens[column]
-            if token_id < 0:
+            if token_id >= 0 and sequence.params.logprobs is None:  # mostly
+                found.append(plain[token_id])
+            elif token_id < 0:
                 found.append(
                     ModelFileError(
                         "the model's logits hold NaN or infinity, or a bias or constraint forbids every token: the "
                         "weights are damaged or outside the float range; compare the file's checksum with its source"
                     )
                 )
-            elif sequence.params.logprobs is None:
-                found.append(self._plain[token_id])
             else:
-                found.append(self._with_logprobs(place, column, token_id, sequence.params.logprobs))
+                n_top = sequence.params.logprobs or 0
+                found.append(self._with_logprobs(place, column, token_id, n_top))
         return found
 
     def _with_logprobs(self, place: int, column: int, token_id: int, wanted: int) -> TokenSample:

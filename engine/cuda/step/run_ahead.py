@@ -53,11 +53,6 @@ class _Row:
     results: deque[tuple[int, int]] = field(default_factory=deque)
 
     @property
-    def can_draw(self) -> bool:
-        """Whether the row may have one more result."""
-        return self.has_mask and not self.results if self.masked else len(self.results) < MOST_AHEAD
-
-    @property
     def can_feed(self) -> bool:
         """Whether the row has a page for its next token."""
         return self.position < self.limit
@@ -147,21 +142,22 @@ class RunAhead:
             self._prepared.pop(slot, None)
             del self._rows[slot]
 
-    def holds(self, sequence: ActiveSequence, start: int, token: int) -> bool:
-        """Whether feeding that token at that position is what the row would do next."""
-        row = self._rows.get(sequence.slot)
-        return row is not None and row.read == start and row.token == token and row.request_id == sequence.request_id
+    def goes_on(self, sequence: ActiveSequence, start: int, token: int, limit: int) -> bool:
+        """Whether feeding that token at that position is what the row would do next.
 
-    def extend(self, slot: int, limit: int) -> None:
-        """The row has pages up to there now; one that has stopped at the old limit goes on."""
-        row = self._rows[slot]
-        if limit == row.limit:  # mostly
-            return
-        if not row.can_feed:
-            self._resting.discard(slot)
-            self._set_position(slot, row.position)
-        row.limit = limit
-        self._set_limit(slot, limit)
+        If so, it has pages up to `limit` now; a row that has stopped at an earlier one goes on.
+        """
+        slot = sequence.slot
+        row = self._rows.get(slot)
+        if row is None or row.read != start or row.token != token or row.request_id != sequence.request_id:
+            return False
+        if limit != row.limit:
+            if not row.can_feed:
+                self._resting.discard(slot)
+                self._set_position(slot, row.position)
+            row.limit = limit
+            self._set_limit(slot, limit)
+        return True
 
     def launch_needed(self, slots: Iterable[int]) -> None:
         """Launches what is missing for every one of these rows to have a result."""
@@ -193,11 +189,11 @@ class RunAhead:
 
         A row whose first token the host has not read yet is not read in this step: one step less suffices for it.
         """
-        if self._known or any(row.masked and row.can_feed for row in self._rows.values()):
+        if self._known or any(row.masked and row.position < row.limit for row in self._rows.values()):
             self._prepare()
             return
         while any(
-            len(row.results) < (AHEAD if row.token is not None else AHEAD - 1) and row.can_feed
+            len(row.results) < (AHEAD if row.token is not None else AHEAD - 1) and row.position < row.limit
             for row in self._rows.values()
         ):
             self._launch()
@@ -225,14 +221,23 @@ class RunAhead:
 
     def _launch(self) -> None:
         """One step over all active rows but those that are too far ahead, or whose turn it is not."""
-        running = {slot: row for slot, row in self._rows.items() if row.can_feed and row.can_draw}
-        active = sum(row.can_feed for row in self._rows.values())
-        if self._turns[active] < active and not any(row.masked for row in running.values()):
+        running, active, masked, waiting = {}, 0, False, set()
+        for slot, row in self._rows.items():  # of hundreds of rows: what a step costs the host
+            n = len(row.results)
+            draws = n < MOST_AHEAD if not row.masked else row.has_mask and n == 0
+            if not draws:
+                waiting.add(slot)
+            if row.position < row.limit:
+                active += 1
+                if draws:
+                    running[slot] = row
+                    masked = masked or row.masked
+        if self._turns[active] < active and not masked:
             first = sorted(running, key=lambda slot: len(running[slot].results))
             self._launch_chosen(sorted(first[: self._turns[active]]))
             return
-        self._rest({slot for slot, row in self._rows.items() if not row.can_draw})
-        if any(row.masked for row in running.values()):
+        self._rest(waiting)
+        if masked:
             prepared = self._prepared_rows > max(running) and all(
                 self._prepared.get(slot) == row.position for slot, row in running.items()
             )

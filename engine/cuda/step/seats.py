@@ -42,20 +42,23 @@ class Seats:
             return False
         return True
 
-    def seat(self, item: Work) -> None:
-        """A decode row has its pages and is on the device as the item says; mostly it is already."""
-        sequence, token = item.sequence, item.token_ids[0]
-        slot, start = sequence.slot, item.start
-        self._machine.cache.set_pages(slot, sequence.pages)
-        limit = self._limit(sequence)
-        if self._loop.holds(sequence, start, token):
-            self._loop.extend(slot, limit)
-        else:
-            self.check_room(start + 1)
-            self._machine.slots.begin(sequence, start, limit, token)
-            if self._machine.states is not None:
-                self._machine.states.seat(slot, sequence.state_place, start)
-            self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
+    def seat(self, items: Sequence[Work]) -> None:
+        """Decode rows have their pages and are on the device as the items say; mostly they are already."""
+        set_pages, goes_on = self._machine.cache.set_pages, self._loop.goes_on
+        for item in items:
+            sequence = item.sequence
+            set_pages(sequence.slot, sequence.pages)
+            limit, token = self._limit(sequence), item.token_ids[0]
+            if not goes_on(sequence, item.start, token, limit):
+                self._begin(sequence, item.start, limit, token)
+
+    def _begin(self, sequence: ActiveSequence, start: int, limit: int, token: int) -> None:
+        """The device is told of a row that it has not, or that it has brought elsewhere."""
+        self.check_room(start + 1)
+        self._machine.slots.begin(sequence, start, limit, token)
+        if self._machine.states is not None:
+            self._machine.states.seat(sequence.slot, sequence.state_place, start)
+        self._loop.start(sequence.slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
 
     def send_masks(self, work: Sequence[Work], failures: dict[int, TokenSample | EngineError]) -> list[Work]:
         """Seated rows have the masks of the tokens they draw next. Returns those whose constraint did not fail."""

@@ -1,7 +1,5 @@
 """Chunks of an answer as they come from the engine → chunks with content, reasoning and calls apart."""
 
-from dataclasses import replace
-
 from engine.request import StreamChunk
 from engine.text.answers.parser import AnswerParser
 
@@ -29,7 +27,7 @@ class AnswerReader:
             content, reasoning = content + last.content, reasoning + last.reasoning
             calls, parts = [*calls, *last.tool_calls], [*parts, *last.call_parts]
         self._called = self._called or bool(calls)
-        return replace(chunk, text=content, reasoning=reasoning, tool_calls=tuple(calls), call_parts=tuple(parts))
+        return chunk._replace(text=content, reasoning=reasoning, tool_calls=tuple(calls), call_parts=tuple(parts))
 
     @property
     def text_with_calls(self) -> str | None:

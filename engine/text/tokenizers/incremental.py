@@ -35,12 +35,13 @@ class IncrementalDecoder:
         self._shown_ids = shown
         self._drop_space = tokenizer.drops_first_space and not continuation
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._known = tokenizer.simple_texts
         self._simple = not self._drop_space  # no character is incomplete, and no space is to be dropped
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; often "" in the middle of a character."""
         if self._simple:  # mostly, and several times faster
-            text = self._tokenizer.simple_text(token_id)
+            text = self._known.get(token_id) or self._tokenizer.simple_text(token_id)
             if text is not None:
                 return text
         piece, self._drop_space = self._tokenizer.decode_step(

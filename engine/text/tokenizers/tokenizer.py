@@ -43,7 +43,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str | None) -> None:
         self._vocabulary = vocabulary
         self._bytes: dict[int, bytes] = {}
-        self._simple: dict[int, str | None] = {}
+        self.simple_texts: dict[int, str | None] = {}
         self.kind = KINDS[vocabulary.kind]
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = FrozenDict(vocabulary.ids)
@@ -192,11 +192,11 @@ class Tokenizer:
     def simple_text(self, id: int) -> str | None:
         """The text that a token of ASCII adds behind another such token; None for all other tokens."""
         try:
-            return self._simple[id]
+            return self.simple_texts[id]
         except KeyError:
             piece = self.token_bytes(id)
             simple = piece.isascii() and self.token_type(id) not in _APART
-            self._simple[id] = found = piece.decode("ascii") if simple else None
+            self.simple_texts[id] = found = piece.decode("ascii") if simple else None
             return found
 
     def token_bytes(self, id: int) -> bytes:
