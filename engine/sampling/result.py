@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSample:
+class TokenSample(NamedTuple):
     """One token with its log-probability and the best alternatives, if these were asked for.
 
     Attributes:

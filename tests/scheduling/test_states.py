@@ -253,14 +253,14 @@ class TestDrafts:
         scheduler, sequence = self.decoding()
         sequence.draft_ids = [31, 32, 33]
         (work,) = scheduler.plan()
-        assert (work.token_ids, work.draft_ids, work.start) == ([7], (31, 32, 33), 10)
+        assert (work.token_ids, work.draft_ids, work.start) == ((7,), (31, 32, 33), 10)
         assert scheduler.plan() == [work]  # an interrupted step is planned again
         place = sequence.state_place
         scheduler.commit(work, TokenSample(40), [TokenSample(31), TokenSample(32)])
         assert sequence.output_ids == [7, 31, 32, 40]
         assert (sequence.n_cached, sequence.state_place) == (13, place + 3)
         (work,) = scheduler.plan()
-        assert (work.token_ids, work.draft_ids, work.start) == ([40], (), 13)
+        assert (work.token_ids, work.draft_ids, work.start) == ((40,), (), 13)
 
     def test_rejected_drafts_move_one(self):
         scheduler, sequence = self.decoding()

@@ -21,14 +21,6 @@ from engine.sampling.constraint import Bits
 from engine.sampling.params import MAX_LOGPROBS
 
 
-class _Plain(dict[int, TokenSample]):
-    """The sample of every token without log-probabilities: made once, as nothing in it can change."""
-
-    def __missing__(self, token_id: int) -> TokenSample:
-        made = self[token_id] = TokenSample(token_id)
-        return made
-
-
 class DeviceSlots:
     """Tokens, positions and sampling of all slots.
 
@@ -71,7 +63,6 @@ class DeviceSlots:
         self._new_counts: dict[int, int] = {}  # of outputs
         self._new_sequences: dict[int, tuple[ActiveSequence, int, int]] = {}
         self._news = self._new_sequences, self._new_limits, self._new_counts, self._new_positions, self._new_tokens
-        self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
         """The slot serves a sequence whose newest token has that position.
@@ -182,12 +173,12 @@ class DeviceSlots:
 
         Where no token can be drawn from the logits (NaN, +inf, or nothing finite) there is an error in its place.
         """
-        tokens, plain = self._tokens_out.host[place].tolist(), self._plain
+        tokens, make = self._tokens_out.host[place].tolist(), tuple.__new__
         found: list[TokenSample | EngineError] = []
         for column, sequence in entries:
             token_id = tokens[column]
             if token_id >= 0 and sequence.params.logprobs is None:  # mostly
-                found.append(plain[token_id])
+                found.append(make(TokenSample, (token_id, None, ())))
             elif token_id < 0:
                 found.append(
                     ModelFileError(

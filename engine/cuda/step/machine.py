@@ -33,8 +33,8 @@ from engine.model.transformer import hidden_states
 PROMPT_BATCHES = 64
 """Batches of prompts that may draw in one step: a ring of results has room for these and the steps ahead."""
 
-_PROMPTS_BY_HAND, _PROMPT_GRAPHS = 2, 32
-"""Batches of prompts come in more shapes than steps: one is captured when it comes for the third time."""
+_PROMPT_GRAPHS = 32
+"""Batches of prompts come in more shapes than steps; of so many the graphs are kept."""
 
 
 class StepMachine:
@@ -107,7 +107,7 @@ class StepMachine:
             self.states,
             self.staging,
             self.logits,
-            Graphs(stream, eager=by_hand, after=_PROMPTS_BY_HAND, most=_PROMPT_GRAPHS),
+            Graphs(stream, eager=by_hand, most=_PROMPT_GRAPHS),
         )
         self.texts = None if plan.generates else TextReader(weights, self.prompt_ops, context_length)
         self.step_sizes = step_sizes(slots)
