@@ -51,16 +51,28 @@ class Target(StrEnum):
             raise InvalidRequestError(f"target is {value!r}; allowed: {', '.join(cls)}") from None
 
 
+KV_BLOCK = 32
+"""Neighbouring columns of a cached row that share a scale, where the cache is quantized."""
+
+
 class KvType(StrEnum):
     """Number format of cached keys and values."""
 
     F16 = "f16"
     F32 = "f32"
+    Q8_0 = "q8_0"  # int8 with a float16 for every KV_BLOCK columns: engine/model/kv_format.py
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of a number."""
-        return 2 if self is KvType.F16 else 4
+    def float_bytes(self) -> int:
+        """Bytes of a cached number that is kept as float: any but those of Q8_0's keys and values."""
+        return 4 if self is KvType.F32 else 2
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of a position's key or value of one head with so many numbers, scales included."""
+        if self is not KvType.Q8_0:
+            return width * self.float_bytes
+        assert width % KV_BLOCK == 0, f"{width} columns are no whole blocks of {KV_BLOCK}"
+        return width + width // KV_BLOCK * 2
 
     @classmethod
     def parse(cls, value: str) -> KvType:
@@ -88,7 +100,9 @@ class EngineConfig:
         device: "auto", "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together. None takes what the model was trained for,
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
-        kv_type: number format of the key-value cache: a KvType, which its value "f16" or "f32" becomes.
+        kv_type: number format of the key-value cache: a KvType, which its value "f16", "f32" or "q8_0" becomes.
+            The last takes 17/32 of the memory of the first, and rounds keys and values to 8 bits in blocks of 32; heads
+            must be multiples of 32 wide, and latent attention cannot have it.
         threads: CPU threads; None takes the physical cores.
         max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
             every 1024 positions of the cache, 64 to 512.

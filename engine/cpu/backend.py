@@ -17,10 +17,11 @@ from engine.cpu.products.matmul import kernel_names as product_kernels
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
 from engine.cpu.text_pass import TextPass
 from engine.cpu.threads import ThreadPool
-from engine.errors import InvalidRequestError
+from engine.errors import DeviceError, InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch, Ids
 from engine.model.config import AttentionConfig, OutputGate
+from engine.model.kv_format import check_kv_type
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -94,6 +95,11 @@ class CpuBackend:
             max_sequences = n_pages = 1
         self.max_sequences = max_sequences
         self._kv_type = KvType.parse(kv_type)
+        if not model.config.generates:
+            self._kv_type = KvType.F32  # as texts are read
+        check_kv_type(model.config, self._kv_type)
+        if self._kv_type is KvType.Q8_0:
+            raise DeviceError("the CPU has no kernels yet for a cache of kv_type 'q8_0': use f16 or f32")
         self._reference = reference
         self._compiled = not reference and kernels_fit(model)
         self._activation_bits = activation_bits if self._compiled else None
@@ -193,8 +199,7 @@ class CpuBackend:
         from engine.cpu.steps.recurrent_steps import kernel_names as recurrent_kernels
 
         weights = self.model.weights
-        kv_type = self._kv_type if self.config.generates else KvType.F32
-        needed = [(kind, kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
+        needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
             compiled = (part for part in layer.ffn_parts if part.caps is None and part.xielu is None)

@@ -187,7 +187,7 @@ class _Profiler:
             seen = min(seen, layer.attention.constants.window)
         if indexer is not None and seen > indexer.shape.all_chosen:
             seen, scored = indexer.shape.top * indexer.shape.block, seen * indexer.cached_width
-        return self._n * (seen * shape.kv_heads * shape.cached_width + scored) * shape.kv_type.n_bytes
+        return self._n * (seen * shape.kv_heads * shape.cached_bytes + scored * shape.kv_type.float_bytes)
 
     def _state_bytes(self, layer: DeviceLayer) -> int:
         """The products' matrices, constants, and the states, which are read and written."""

@@ -91,7 +91,7 @@ class CudaRunner:
         reason = availability(device_index)
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
-        check_features(model)
+        check_features(model, KvType.parse(kv_type))
         self.config = model.config
         self.context_length = context_length
         self.threads: int | None = None

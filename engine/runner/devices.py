@@ -130,7 +130,7 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
     from engine.cuda.load.features import check_features
     from engine.cuda.load.memory_plan import MOST_SEQUENCES, PREFILL_ROWS
 
-    check_features(model)
+    check_features(model, KvType.parse(config.kv_type))
     settings = Settings(
         kv_type=KvType.parse(config.kv_type),
         max_sequences=config.max_sequences or MOST_SEQUENCES,

@@ -254,7 +254,7 @@ class TestErrors:
             (["generate", "a", "-n", "100000", "--device", "cpu"], "context of 1024"),
             (["generate", "a", "-m", "/no/such/file.gguf"], "/no/such/file.gguf"),
             (["generate", "a", "--device", "tpu"], "tpu"),
-            (["generate", "a", "--kv-type", "q1"], "f16, f32"),
+            (["generate", "a", "--kv-type", "q1"], "f16, f32, q8_0"),
             (["generate", "a", "--logit-bias", "nonsense"], "ID=BIAS"),
             (["generate", "-f", "/no/such/prompt.txt"], "/no/such/prompt.txt"),
             (["chat", "--device", "cpu"], "no chat template"),

@@ -141,7 +141,7 @@ def test_cache_types(tmp_path):
     half = step(opened(path, kv_type="f16"), TOKENS)
     # Half precision keeps 11 bits: about 1e-3 of keys and values, and of logits whose spread is about 3.
     assert 0 < np.abs(half - exact).max() < 0.02
-    with pytest.raises(InvalidRequestError, match=r"'q8'.*f16, f32"):
+    with pytest.raises(InvalidRequestError, match=r"'q8'.*f16, f32, q8_0"):
         CpuBackend(BACKENDS[0].model, kv_type="q8")
 
 

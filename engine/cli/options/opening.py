@@ -40,7 +40,11 @@ class Opening:
     ] = None
     kv_type: Annotated[
         str,
-        typer.Option("--kv-type", help="Number format of the key-value cache: f16 or f32.", rich_help_panel=MODEL),
+        typer.Option(
+            "--kv-type",
+            help="Number format of the key-value cache: f16, f32, or q8_0 (8 bits, half the memory of f16).",
+            rich_help_panel=MODEL,
+        ),
     ] = "f16"
     threads: Annotated[
         int | None,

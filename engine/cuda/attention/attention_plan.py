@@ -83,6 +83,12 @@ class AttentionShape:
         return self.key_dim if self.values_in_keys else self.key_dim + self.value_dim
 
     @property
+    def cached_bytes(self) -> int:
+        """Bytes of a position and cache head, scales included."""
+        widths = (self.key_dim,) if self.values_in_keys else (self.key_dim, self.value_dim)
+        return sum(map(self.kv_type.row_bytes, widths))
+
+    @property
     def tensor_cores(self) -> bool:
         """Whether the float16 tensor-core kernels serve this shape; the plain float32 kernels serve every shape."""
         fits = all(dim % 16 == 0 and dim <= 256 for dim in (self.key_dim, self.value_dim))

@@ -67,14 +67,14 @@ class AttentionCache:
     def bytes_per_token(self) -> int:
         """See LayerCache.bytes_per_token."""
         shape = self._shape
-        return (shape.kv_heads * shape.cached_width + self._index_width) * shape.kv_type.n_bytes
+        return shape.kv_heads * shape.cached_bytes + self._index_width * shape.kv_type.float_bytes
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
         import cupy
 
         shape = self._shape
-        dtype = np.dtype(f"f{shape.kv_type.n_bytes}")
+        dtype = np.dtype(f"f{shape.kv_type.float_bytes}")
         # Zeroed once: kernels may multiply any value of a page by zero, so it must be finite; writers keep it so.
         self.keys = self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype)
         self.paged = (self.keys,)

@@ -53,6 +53,7 @@ from engine.model.config import (
     TimeMixConfig,
     most_streams,
 )
+from engine.model.kv_format import check_kv_type
 from engine.model.loader import LoadedModel
 from engine.model.weights import NgramWeights
 
@@ -173,18 +174,22 @@ _NAMES = {
 }
 
 
-def check_features(model: LoadedModel) -> None:
-    """Refuse a model with parts that the GPU does not compute.
+def check_features(model: LoadedModel, kv_type: KvType = KvType.F16) -> None:
+    """Refuse a model with parts that the GPU does not compute, or a cache that it does not read.
 
     Raises:
         DeviceError: names the parts.
+        InvalidRequestError: no device can have such a cache of this model.
     """
+    check_kv_type(model.config, kv_type)
     missing = missing_features(model)
     if missing:
         raise DeviceError(
             f"architecture {model.config.architecture!r} does not run on the GPU yet, which lacks: "
             f"{', '.join(missing)}; use device='cpu'"
         )
+    if kv_type is KvType.Q8_0:
+        raise DeviceError("the GPU has no kernels yet for a cache of kv_type 'q8_0': use f16, or device='cpu'")
 
 
 def missing_features(model: LoadedModel) -> list[str]:

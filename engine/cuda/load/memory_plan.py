@@ -126,9 +126,9 @@ def make_plan(
         free: bytes for defaults to fill; None: as many as needed for what is asked for, and no defaults.
 
     Raises:
-        DeviceError: a part of the model has no GPU kernels.
+        DeviceError: a part of the model has no GPU kernels, or the kind of cache.
     """
-    check_features(model)
+    check_features(model, KvType.parse(kv_type))
     settings = Settings(KvType.parse(kv_type), max_sequences or LEAST_SEQUENCES, prefill_chunk or PREFILL_ROWS[0])
     if not model.config.generates:
         settings = replace(settings, max_sequences=1, prefill_rows=max(settings.prefill_rows, context_length))
