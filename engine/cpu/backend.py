@@ -210,9 +210,10 @@ class CpuBackend:
                 needed += recurrent_kernels(layer.recurrent_part)
         if weights.token_embd.type.name in DECODERS:
             needed.append(("dequantize_rows", weights.token_embd.type.name))
-        for type in {weight.type for weight in all_matrices(weights)}:
-            if self._activation_bits is not None and is_integer(type, repack=self._repack):
-                names = kernel_names(type, self._activation_bits, repack=self._repack)
+        bits = self._activation_bits
+        for type, columns in {(weight.type, weight.shape[-1]) for weight in all_matrices(weights)}:
+            if bits is not None and is_integer(type, columns, bits, repack=self._repack):
+                names = kernel_names(type, bits, repack=self._repack)
                 needed += [("quantize", "F32"), *names]
             else:
                 needed += product_kernels(type, rounded=self._rounded)
@@ -272,11 +273,12 @@ class CpuBackend:
         )
 
     def _repacked_bytes(self) -> int:
-        if not self._repack:
+        bits = self._activation_bits
+        if bits is None or not self._repack:
             return 0
         from engine.cpu.products.integer import all_matrices, repacked_bytes
 
-        return sum(map(repacked_bytes, all_matrices(self.model.weights)))
+        return sum(repacked_bytes(weight, bits) for weight in all_matrices(self.model.weights))
 
     def close(self) -> None:
         """Stop the threads, drop the cache and copies of weights. The caller closes the model's file.

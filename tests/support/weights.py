@@ -32,6 +32,7 @@ SCALES = {
     "NVFP4": (),
     "Q1_0": (0,),
     "Q2_0": (0,),
+    "F16": (),
 }
 """Offsets of the float16 scales in a block of each format; every other byte may hold anything."""
 

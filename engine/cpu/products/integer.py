@@ -1,9 +1,9 @@
 """Products in integers: which weights take part, their repacked copies, and the operands of the kernels.
 
-Quantized weights are multiplied in integers (kernels/integer/), activations of 8 or 16 bits in blocks of 32 columns. A
-weight may have been repacked into panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as
+Quantized weights are multiplied in integers (kernels/integer/), activations of 8 or 16 bits in blocks of 32 columns;
+F16 weights as numbers of 16 bits, with activations of 14, where others have 8. A weight may have been repacked into panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as
 fast and takes as much memory again as the weights, or up to 1.55 times as much where a format is recoded; without a
-copy rows are packed block by block during the product, those of formats with grids multiplied in float32. In integers
+copy rows are packed block by block during the product, those of formats with grids and of F16 multiplied in float32. In integers
 the result has the same bits with a copy and without, and for any number of rows of x and of threads.
 """
 
@@ -58,10 +58,16 @@ def instructions() -> str:
     return forced
 
 
-def is_integer(type: GGMLType, *, repack: bool = True) -> bool:
-    """Whether weights of a type are multiplied in integers, with a repacked copy or without."""
+def is_integer(type: GGMLType, columns: int, bits: int = 8, *, repack: bool = True) -> bool:
+    """Whether rows of a type are multiplied in integers, with a repacked copy or without.
+
+    F16 needs whole blocks, activations that are rounded anyway (8 bits), and instructions for pairs of 16 bits.
+    """
     panel = PANELS.get(GGMLType(type).name)
-    return panel is not None and (repack or not panel.copied)
+    if panel is None or (panel.copied and not repack):
+        return False
+    pairs = isa.ISAS[instructions()].for_16_bits(tiles=True).columns == 2
+    return not panel.wide or (bits == 8 and columns % panel.block_size == 0 and pairs)
 
 
 def packed_bytes(type: GGMLType, rows: int, columns: int) -> int:
@@ -70,11 +76,11 @@ def packed_bytes(type: GGMLType, rows: int, columns: int) -> int:
     return padded_rows(rows) // ROWS * (columns // panel.block_size) * panel.n_bytes
 
 
-def repacked_bytes(weight: Weight) -> int:
+def repacked_bytes(weight: Weight, bits: int) -> int:
     """Bytes of a weight's copy as panels; 0 where it gets none."""
-    if not is_integer(weight.type):
-        return 0
     *stack, rows, columns = weight.shape
+    if not is_integer(weight.type, columns, bits):
+        return 0
     return math.prod(stack) * packed_bytes(weight.type, rows, columns)
 
 
@@ -97,7 +103,7 @@ def kernel_names(type: GGMLType, bits: int, *, repack: bool) -> list[tuple[str, 
 
 def empty_activations(n_tokens: int, columns: int, form: Form) -> Activations:
     """Room for quantized rows, aligned to cache lines."""
-    size = LINES[8 if form is Form.BYTES else 16].n_bytes
+    size = LINES[form.bits].n_bytes
     return aligned_empty(n_tokens, columns // GROUP, size, dtype=np.uint8)
 
 
@@ -127,7 +133,7 @@ class IntegerWeights:
 
     def repack(self, weight: Weight) -> None:
         """Makes a copy as panels, of a matrix or of a stack of them; nothing where the type has no panels."""
-        if not is_integer(weight.type):
+        if not is_integer(weight.type, weight.shape[-1], self._bits):
             return
         matrices = [weight] if len(weight.shape) == 2 else [weight.expert(index) for index in range(weight.shape[0])]
         size = packed_bytes(weight.type, *matrices[0].shape)
@@ -140,10 +146,12 @@ class IntegerWeights:
 
     def takes(self, weight: PreparedWeight) -> bool:
         """Whether a weight is multiplied in integers."""
-        return is_integer(weight.type, repack=weight.address in self._places)
+        return is_integer(weight.type, weight.columns, self._bits, repack=weight.address in self._places)
 
-    def form(self, n_tokens: int) -> Form:
-        """The form in which this many rows of activations are multiplied."""
+    def form(self, weight: PreparedWeight, n_tokens: int) -> Form:
+        """The form in which this many rows of activations are multiplied with a weight."""
+        if PANELS[weight.type.name].wide:
+            return Form.SHORT
         if self._bits == 8:
             return Form.BYTES
         arithmetic = isa.ISAS[instructions()].for_16_bits(tiles=dot_kind(n_tokens) == "tile_panels")

@@ -9,6 +9,7 @@ from engine.cpu import reference
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
+from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.products.integer import Activations, IntegerWeights, empty_activations
 from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
 from engine.cpu.recurrent.tools import Heads
@@ -52,7 +53,7 @@ class Immediate:
         self._pool = pool
         self._integer = integer
         self._rounded = rounded
-        self._quantized: tuple[Float32Array, Activations] | None = None
+        self._quantized: tuple[Float32Array, Form, Activations] | None = None
 
     def join(self) -> None:
         """See Steps.join."""
@@ -93,7 +94,8 @@ class Immediate:
         """See Steps.linear."""
         weight = prepare(linear.weight)
         if self._integer is not None and self._integer.takes(weight):
-            return self._multiply(self._integer, self._activations(x, self._integer), linear, weight, residual)
+            activations = self._activations(x, self._integer.form(weight, len(x)))
+            return self._multiply(self._integer, activations, linear, weight, residual)
         epilogue = Epilogue(linear.scale, linear.bias, residual)
         return matmul(x, linear.weight, pool=self._pool, epilogue=epilogue, rounded=self._rounded)
 
@@ -196,15 +198,14 @@ class Immediate:
         step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
         self.run(step, out, convolved, steps, weights, state)
 
-    def _activations(self, x: Float32Array, integer: IntegerWeights) -> Activations:
+    def _activations(self, x: Float32Array, form: Form) -> Activations:
         """The rows of x in integers; several products of the same rows share them."""
-        if self._quantized is None or self._quantized[0] is not x:
+        if self._quantized is None or self._quantized[0] is not x or self._quantized[1] is not form:
             rows = x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
-            form = integer.form(len(x))
             out = empty_activations(len(x), x.shape[1], form)
             self.run(quantize_step(rows, out, form), rows, out)
-            self._quantized = x, out
-        return self._quantized[1]
+            self._quantized = x, form, out
+        return self._quantized[2]
 
     def _multiply(
         self,

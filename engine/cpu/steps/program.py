@@ -123,7 +123,7 @@ class Programs:
         self._stateful = any(layer.recurrent is not None for layer in weights.layers)
         self.max_rows = DOT_TOKENS
         matrices = list(all_matrices(weights))
-        if integer_weights is not None and all(is_integer(matrix.type) for matrix in matrices):
+        if integer_weights is not None and all(integer_weights.takes(prepare(matrix)) for matrix in matrices):
             n_weights = sum(math.prod(matrix.shape) for matrix in matrices)
             self.max_rows = max(DOT_TOKENS, min(MAX_ROWS, MAX_PRODUCTS // n_weights))
 
@@ -216,7 +216,7 @@ def can_record(weights: ModelWeights) -> bool:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.output)
     matrices = (linear.weight for linear in linears if linear is not None)
-    return all(prepare(matrix).kernels or is_integer(matrix.type) for matrix in matrices)
+    return all(prepare(matrix).kernels or is_integer(matrix.type, matrix.columns) for matrix in matrices)
 
 
 @cache

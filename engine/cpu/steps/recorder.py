@@ -60,8 +60,8 @@ class Recorder:
         self._pool = pool
         self._integer = weights
         self._rounded = rounded
-        self._quantized: dict[int, Activations] = {}  # of buffers as they are now
-        self._rooms: dict[int, Activations] = {}
+        self._quantized: dict[int, dict[Form, Activations]] = {}  # of buffers as they are now
+        self._rooms: dict[tuple[int, Form], Activations] = {}
         self._writers: dict[int, tuple[int, Step]] = {}  # row of the program and step that wrote a buffer
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
@@ -144,7 +144,7 @@ class Recorder:
         out = self.empty(name, (len(x), weight.rows))
         assert residual is not out
         if self._integer is not None and self._integer.takes(weight):
-            activations = self._activations(x)
+            activations = self._activations(x, self._integer.form(weight, len(x)))
             self._write(integer_step(self._integer, activations, linear, weight, out, residual, PER_FLOAT), out)
             return out
         operands = dot_operands(x, weight, out, Epilogue(linear.scale, linear.bias, residual))
@@ -238,18 +238,16 @@ class Recorder:
         self._states.append(state)
         self._write(step)
 
-    def _activations(self, x: Float32Array) -> Activations:
+    def _activations(self, x: Float32Array, form: Form) -> Activations:
         """The rows of a buffer in integers: by the step that writes it, where it can, else by one of their own."""
-        found = self._quantized.get(id(x))
-        if found is None:
-            assert self._integer is not None
-            form = self._integer.form(len(x))
-            found = self._rooms.setdefault(id(x), empty_activations(len(x), x.shape[1], form))
-            if not self._write_both(x, found, form):
+        known = self._quantized.setdefault(id(x), {})
+        if form not in known:
+            found = self._rooms.setdefault((id(x), form), empty_activations(len(x), x.shape[1], form))
+            if known or not self._write_both(x, found, form):  # a step writes one form
                 self._write(quantize_step(x, found, form))
                 self.join()
-            self._quantized[id(x)] = found
-        return found
+            known[form] = found
+        return known[form]
 
     def _write_both(self, x: Float32Array, activations: Activations, form: Form) -> bool:
         """Let the step that wrote a buffer write its activations, too; False where that is not possible."""

@@ -42,6 +42,9 @@ from tests.support.weights import SCALES
 
 HOST = isa.usable(isa.host())
 
+SIXTEEN = [name for name, panel in PANELS.items() if not panel.wide]
+"""Formats that are multiplied in integers where activations have 16 bits."""
+
 
 @pytest.fixture(scope="module")
 def pool():
@@ -53,6 +56,8 @@ def packed(name, rows, columns):
     """Random rows of a format: (Weight, their float64 values by the gguf package)."""
     rng = np.random.default_rng(rows * 1000 + columns)
     panel = PANELS[name]
+    if name == "F16":
+        return halves(rng, rows, columns)
     raw = rng.integers(0, 256, (rows * columns // panel.block_size, panel.type_size), dtype=np.uint8)
     for offset in SCALES[name]:
         scales = rng.standard_normal(len(raw)).astype(np.float16)
@@ -74,8 +79,25 @@ def packed(name, rows, columns):
     return Weight("test", GGMLType[name], (rows, columns), raw), truth.reshape(rows, columns).astype(np.float64)
 
 
-def form_of(bits, instructions, kind):
+def halves(rng, rows, columns):
+    """F16 weights of all sizes, and as the numbers of 14 bits that a block of 64 has of them."""
+    w = rng.standard_normal((rows, columns // 64, 64)) * 2.0 ** rng.integers(-24, 14, (rows, columns // 64, 1))
+    w[0, 0] = 0
+    w[-1, -1, 3:7] = (65504, -65504, 6e-8, -1 / 3)
+    w = w.astype(np.float16)
+    top = np.abs(w.astype(np.float64)).max(-1, keepdims=True)
+    step = 2.0 ** (np.floor(np.log2(np.where(top > 0, top, 1))) - 12)
+    truth = np.rint(w.astype(np.float64) / step) * step
+    large = np.abs(w) >= top / 4
+    np.testing.assert_array_equal(truth[large], w[large])
+    raw = w.reshape(rows, columns).view(np.uint8)
+    return Weight("test", GGMLType.F16, (rows, columns), raw), truth.reshape(rows, columns)
+
+
+def form_of(bits, instructions, kind, name):
     """The form of activations that a kernel reads."""
+    if PANELS[name].wide:
+        return Form.SHORT
     if bits == 8:
         return Form.BYTES
     arithmetic = isa.ISAS[instructions].for_16_bits(tiles=kind == "tile_panels")
@@ -98,6 +120,8 @@ def integers(blocks, form):
         halves = blocks[:, :, :64].view(np.int8).astype(np.int64)
         return 256 * halves[:, :, :32] + halves[:, :, 32:]
     pairs = blocks[:, :, :64].copy().view(np.int16).astype(np.int64)
+    if form is Form.SHORT:
+        return pairs
     return pairs.reshape(*pairs.shape[:2], 8, 2, 2).swapaxes(-1, -2).reshape(pairs.shape)
 
 
@@ -120,7 +144,9 @@ def product(weights, w, x, kind, instructions, n_tokens=None, **settings):
 
 def test_all_sizes_are_those_of_the_formats():
     for name, panel in PANELS.items():
-        assert (panel.block_size, panel.type_size) == (GGMLType[name].block_size, GGMLType[name].type_size)
+        numbers = 64 if panel.wide else 1
+        sizes = GGMLType[name].block_size * numbers, GGMLType[name].type_size * numbers
+        assert (panel.block_size, panel.type_size) == sizes
     assert set(SCALES) == set(PANELS)
 
 
@@ -134,7 +160,7 @@ def test_quantized_activations(form):
     x[2, 5] = x[2, :32].max() * 2
     out, values = quantized(x, form)
     largest = np.abs(x.reshape(5, 3, 32)).max(-1, keepdims=True)
-    top = LINES[8 if form is Form.BYTES else 16].largest
+    top = LINES[form.bits].largest
     # Half a step, and a little for the rounding of the scale; what is too small for an inverse becomes 0.
     error = np.abs(x.reshape(5, 3, 32) - values.reshape(5, 3, 32))
     assert (error <= np.maximum(largest / (2 * top) * 1.0001 + largest * 1e-7, 2e-30)).all()
@@ -151,8 +177,7 @@ def test_quantized_activations(form):
         np.testing.assert_array_equal(q, integers(quantized(x, Form.PAIRS)[0], Form.PAIRS))
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("name", PANELS)
+@pytest.mark.parametrize(("name", "bits"), [*((name, 8) for name in PANELS), *((name, 16) for name in SIXTEEN)])
 def test_every_format(name, bits, pool):
     """All loops give the same bits, and what float64 gives for the quantized activations."""
     block = PANELS[name].block_size
@@ -161,10 +186,10 @@ def test_every_format(name, bits, pool):
         plain, repacked = IntegerWeights(pool, bits), IntegerWeights(pool, bits)
         repacked.repack(w)
         assert repacked.takes(prepare(w))
-        assert plain.takes(prepare(w)) == is_integer(GGMLType[name], repack=False)
+        assert plain.takes(prepare(w)) == is_integer(GGMLType[name], block * blocks, repack=False)
         assert repacked.n_bytes == -(-rows // 8) * 8 * blocks * PANELS[name].row_bytes
         x = np.random.default_rng(rows).standard_normal((70, block * blocks)).astype(np.float32)
-        both = {kind: quantized(x, form_of(bits, HOST[0], kind)) for kind in ("dot_panels", "tile_panels")}
+        both = {kind: quantized(x, form_of(bits, HOST[0], kind, name)) for kind in ("dot_panels", "tile_panels")}
         values = both["tile_panels"][1]
         np.testing.assert_array_equal(both["dot_panels"][1], values)
         expected = product(repacked, w, both["tile_panels"][0], "tile_panels", HOST[0])
@@ -179,20 +204,27 @@ def test_every_format(name, bits, pool):
                     np.testing.assert_array_equal(got, expected[:n_tokens])
 
 
-@pytest.mark.parametrize("bits", [8, 16])
+def with_bits(*names):
+    """Formats and bits of activations that they are multiplied with."""
+    return [(name, bits) for name in names for bits in ((8,) if PANELS[name].wide else (8, 16))]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0", "IQ2_S", "IQ1_M", "NVFP4", "F16"),
+)
 @pytest.mark.parametrize("instructions", HOST[1:])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0", "IQ2_S", "IQ1_M", "NVFP4"])
 def test_instruction_sets_agree(name, instructions, bits, pool):
     """The integers are exact; float sums of 8 bits differ in rounding where weights are shifted to be unsigned."""
     w, truth = packed(name, 19, 512)
     weights = IntegerWeights(pool, bits)
     x = np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32)
     for kind in ("dot_panels", "tile_panels"):
-        blocks, values = quantized(x, form_of(bits, instructions, kind))
+        blocks, values = quantized(x, form_of(bits, instructions, kind, name))
         got = product(weights, w, blocks, kind, instructions)
         assert (np.abs(got - values @ truth.T) <= 3e-6 * np.abs(values) @ np.abs(truth).T).all()
-        if bits == 16:
-            blocks, _ = quantized(x, form_of(bits, HOST[0], kind))
+        if bits == 16 or PANELS[name].wide:
+            blocks, _ = quantized(x, form_of(bits, HOST[0], kind, name))
             np.testing.assert_array_equal(got, product(weights, w, blocks, kind, HOST[0]))
 
 
@@ -236,12 +268,21 @@ def test_threads_and_other_rows_change_nothing(bits, pool, monkeypatch):
     assert Immediate(pool, IntegerWeights(pool, bits)).linear("y", x[:0], linear).shape == (0, 130)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("repack", [True, False])
-def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, bits, monkeypatch):
+@pytest.mark.parametrize(
+    ("weight_type", "repack", "bits", "noise"),
+    [
+        # 8 bits per activation: about half a percent of noise in every product.
+        (GGMLType.Q8_0, True, 8, 2e-3),
+        (GGMLType.Q8_0, False, 8, 2e-3),
+        (GGMLType.Q8_0, True, 16, 1e-7),
+        (GGMLType.Q8_0, False, 16, 1e-7),
+        (GGMLType.F16, True, 8, 1e-6),  # with one matrix, of 96 columns, in float32
+    ],
+)
+def test_decode_steps_give_the_bits_of_prompts(tmp_path, weight_type, repack, bits, noise, monkeypatch):
     monkeypatch.setattr(recorder, "CHUNK_FLOATS", 64)
     path = tmp_path / "tiny.gguf"
-    tiny_llama(path, tokenizer=False, weight_type=GGMLType.Q8_0, width=64, ffn=96)
+    tiny_llama(path, tokenizer=False, weight_type=weight_type, width=64, ffn=96)
     tokens = np.random.default_rng(0).integers(0, 250, 20).astype(np.int32)
     with open_gguf(path) as gguf_file:
         model = load_model(gguf_file)
@@ -255,10 +296,50 @@ def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, bits, monkeypat
         both = fast.forward(Batch.build([(0, tokens[9:10], 9, Outputs.ALL), (1, tokens[7:8], 7, Outputs.ALL)]))
         np.testing.assert_array_equal(both, at_once[[9, 7]])
         expected = plain.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
-        # 8 bits per activation: about half a percent of noise in every product.
-        assert 0 < ((at_once - expected) ** 2).mean() < (2e-3 if bits == 8 else 1e-7) * (expected**2).mean()
+        assert 0 < ((at_once - expected) ** 2).mean() < noise * (expected**2).mean()
         fast.close()
         plain.close()
+
+
+def test_one_input_in_two_forms(pool):
+    """Weights of several types beside each other have activations of their own."""
+    x = np.random.default_rng(6).standard_normal((3, 128)).astype(np.float32)
+    matrices = [packed(name, 24, 128)[0] for name in ("Q8_0", "F16", "Q4_0")]
+    weights = IntegerWeights(pool, 8)
+    for w in matrices:
+        weights.repack(w)
+    expected = [Immediate(pool, weights).linear("y", x, Linear(w)) for w in matrices]
+    together = Immediate(pool, weights)
+    for w, one in zip(matrices * 2, expected * 2, strict=True):
+        np.testing.assert_array_equal(together.linear("y", x, Linear(w)), one)
+    recording = recorder.Recorder(pool, weights)
+    buffer = recording.empty("x", x.shape)
+    for w in matrices:
+        recording.linear(w.name, buffer, Linear(w))
+    kinds = [row[0] for row in recording.rows]
+    assert kinds.count(build.address("quantize")) == 2  # Q8_0 and Q4_0 share theirs
+
+
+@pytest.mark.parametrize("repack", [True, False])
+def test_short_numbers_need_whole_blocks_and_a_copy(pool, repack):
+    """F16 is multiplied in float32 without a copy, beside activations of 16 bits, and where rows end in part of a block."""
+    whole, part = packed("F16", 8, 128)[0], Weight("part", GGMLType.F16, (8, 96), np.zeros((8, 192), np.uint8))
+    for w, bits, taken in ((whole, 8, repack), (whole, 16, False), (part, 8, False)):
+        weights = IntegerWeights(pool, bits)
+        if repack:
+            weights.repack(w)
+        assert weights.takes(prepare(w)) == taken
+        assert (weights.n_bytes > 0) == taken
+
+
+def test_weights_that_are_not_finite_give_nothing_finite(pool):
+    w, _ = packed("F16", 9, 128)
+    w.raw.view(np.float16)[2, 70], w.raw.view(np.float16)[5, 3] = np.inf, np.nan
+    weights = IntegerWeights(pool, 8)
+    weights.repack(w)
+    for rows in (1, 2):
+        y = Immediate(pool, weights).linear("y", np.ones((rows, 128), np.float32), Linear(w))
+        assert (np.isfinite(y) == ~np.isin(np.arange(9), (2, 5))).all()
 
 
 def emulated(e, name, result, *arguments):
@@ -298,9 +379,13 @@ def emulated(e, name, result, *arguments):
 CALL = isa.call
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_XXS", "NVFP4"])
-@pytest.mark.parametrize("instructions", ["vnni", "neon"])
+@pytest.mark.parametrize(
+    ("name", "bits", "instructions"),
+    [
+        *((*each, "vnni") for each in with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_XXS", "NVFP4", "F16")),
+        *((*each, "neon") for each in with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_XXS", "NVFP4")),
+    ],
+)
 def test_arithmetic_of_other_processors(name, instructions, bits, pool, monkeypatch):
     """What this machine may lack is emulated: everything around those instructions is the code that others run."""
     monkeypatch.setattr(isa, "call", emulated)
@@ -309,7 +394,7 @@ def test_arithmetic_of_other_processors(name, instructions, bits, pool, monkeypa
     x = np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32)
     results = []
     for kind in ("dot_panels", "tile_panels"):
-        blocks, values = quantized(x, form_of(bits, instructions, kind))
+        blocks, values = quantized(x, form_of(bits, instructions, kind, name))
         type_name = f"{name}/{instructions}{'' if bits == 8 else '/16'}/rows"
         function = build._MAKERS[kind](f"{type_name}:emulated")
         compiled = njit(nogil=True)(function)

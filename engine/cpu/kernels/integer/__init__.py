@@ -7,4 +7,5 @@ from engine.cpu.kernels.integer import (  # noqa: F401 - imported for the panels
     grid_panels,
     low_bit_panels,
     panel_formats,
+    wide_panels,
 )

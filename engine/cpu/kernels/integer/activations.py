@@ -5,6 +5,8 @@ Of 8 bits: 32 signed bytes q, then as float32 their scale d, d · sum(q), and d 
 Of 16 bits: 64 bytes of q, the same four numbers, then as int32 sum(q) and the sums of the first and the last 16. The
 q are split into 32 signed bytes h and 32 signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in
 which even and odd bytes of a word of weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on.
+
+Of 14 bits: the same with smaller q, in the order of columns.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
@@ -20,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
-from engine.cpu.kernels.integer.panels import FLOATS, GROUP, HIGHEST_16
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, HIGHEST_14, HIGHEST_16
 from engine.cpu.kernels.isa import ACTIVATION_MAX, ROWS, V32
 from engine.cpu.kernels.stepping import STEP, emitter, integers
 
@@ -31,18 +33,24 @@ class Form(IntEnum):
     BYTES = 0
     SPLIT = 1
     PAIRS = 2
+    SHORT = 3
+
+    @property
+    def bits(self) -> int:
+        """Of an activation."""
+        return (8, 16, 16, 14)[self]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A block of activations of 8 or 16 bits.
+    """A block of activations of 8, 14 or 16 bits.
 
     Attributes:
         n_bytes: of the block.
         largest: largest magnitude of q.
         scale: where d is.
         sums: where d times the sums of all q, the first 16 and the last 16 are.
-        counts: where these sums as integers are, of 16 bits.
+        counts: where these sums as integers are, of more than 8 bits.
     """
 
     n_bytes: int
@@ -58,6 +66,7 @@ class Line:
 
 LINES = {
     8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), None),
+    14: Line(96, HIGHEST_14, 64, (68, 72, 76), (80, 84, 88)),
     16: Line(96, HIGHEST_16, 64, (68, 72, 76), (80, 84, 88)),
 }
 """By bits."""
@@ -110,9 +119,11 @@ def quantize_block(e: Emitter, source: Value, target: Value, form: Value) -> Non
     top = b.extract_element(largest, I32(0))
     with b.if_else(b.icmp_signed("==", form, I64(Form.BYTES))) as (narrow, wide):
         with narrow:
-            _write_line(e, parts, top, LINES[8], target)
+            _write_line(e, parts, top, LINES[8], e.const(top, float(LINES[8].largest)), target)
         with wide:
-            integers = _write_line(e, parts, top, LINES[16], target)
+            short = b.icmp_signed("==", form, I64(Form.SHORT))
+            most = b.select(short, *(e.const(top, float(LINES[bits].largest)) for bits in (14, 16)))
+            integers = _write_line(e, parts, top, LINES[16], most, target)
             with b.if_else(b.icmp_signed("==", form, I64(Form.SPLIT))) as (split, pairs):
                 with split:
                     for i, part in enumerate(integers):
@@ -122,16 +133,20 @@ def quantize_block(e: Emitter, source: Value, target: Value, form: Value) -> Non
                 with pairs:
                     for i, part in enumerate(integers):
                         numbers = b.trunc(part, vector(I16, ROWS))
-                        numbers = b.shuffle_vector(numbers, numbers, ir.Constant(V32, [0, 2, 1, 3, 4, 6, 5, 7]))
+                        mixed = b.shuffle_vector(numbers, numbers, ir.Constant(V32, [0, 2, 1, 3, 4, 6, 5, 7]))
+                        numbers = b.select(short, numbers, mixed)
                         e.store(numbers, target, 2 * ROWS * i, align=1)
 
 
-def _write_line(e: Emitter, parts: list[Value], top: Value, line: Line, target: Value) -> list[Value]:
-    """Writes scale and sums, and bytes q; gives q (8 × i32 each) of the parts. `top` is their largest magnitude."""
+def _write_line(e: Emitter, parts: list[Value], top: Value, line: Line, most: Value, target: Value) -> list[Value]:
+    """Writes scale and sums, and bytes q; gives q (8 × i32 each) of the parts.
+
+    top: their largest magnitude; most: that of q.
+    """
     b = e.builder
-    scale = b.fdiv(top, e.const(top, float(line.largest)))
+    scale = b.fdiv(top, most)
     some = b.fcmp_ordered(">", top, e.const(top, 1e-30))  # its inverse must be finite
-    inverse = b.select(some, b.fdiv(e.const(top, float(line.largest)), top), e.const(top, 0.0))
+    inverse = b.select(some, b.fdiv(most, top), e.const(top, 0.0))
     factor = e.splat(inverse, ROWS)
     # Adding 1.5 * 2**23 rounds to the nearest integer and leaves it in the low bits, whatever x is.
     rounder = e.const(factor, 12582912.0)

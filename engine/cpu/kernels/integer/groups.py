@@ -2,7 +2,7 @@
 
 With activations of 8 bits a group adds
     scale · sum(q_w · q_x) · d      and      m · d · sum(q_x)
-to two float32 sums of a row (activations.py says what d and q_x are); offsets are in m, as minima are. With 16 it is
+to two float32 sums of a row (activations.py says what d and q_x are); offsets are in m, as minima are. With more it is
     factor · sum((q_w - offset) · q_x) · d
 for all groups of a block, then their sum times scale. The inner sums, factors included, are exact integers.
 """
@@ -29,7 +29,7 @@ class Kind:
     """What a kernel's type says: format and instructions, as "Q4_K/avx2".
 
     "/16" behind it means activations of 16 bits; "/rows" that the kernel reads rows in the order of the file and packs
-    each block before it multiplies it.
+    each block before it multiplies it. Wide panels have activations of 14 bits.
     """
 
     panel: Panel
@@ -41,7 +41,8 @@ class Kind:
     def of(cls, name: types.StringLiteral) -> "Kind":
         """The meaning of a kernel's type."""
         format, isa, *rest = format_name(name).split("/")
-        return cls(PANELS[format], ISAS[isa], 16 if "16" in rest else 8, "rows" in rest)
+        panel = PANELS[format]
+        return cls(panel, ISAS[isa], 14 if panel.wide else 16 if "16" in rest else 8, "rows" in rest)
 
     @property
     def line(self) -> Line:
@@ -50,8 +51,8 @@ class Kind:
 
     def arithmetic(self, *, tiles: bool) -> type[Isa]:
         """How numbers are multiplied."""
-        if self.bits == 16:
-            return self.isa.for_16_bits(tiles=tiles)
+        if self.bits > 8:
+            return self.isa.for_16_bits(tiles=tiles or self.panel.wide)
         return self.isa.for_tiles(self.panel.largest) if tiles else self.isa
 
     @property
@@ -63,7 +64,7 @@ class Kind:
     @property
     def n_factors(self) -> int:
         """Factors of a group, which multiply sums of integers."""
-        return self.panel.n_factors if self.bits == 16 or self.panel.late else 0
+        return self.panel.n_factors if self.bits > 8 or self.panel.late else 0
 
     def n_mins(self, isa: type[Isa]) -> int:
         """Minima of a group as an instruction set multiplies it."""
@@ -74,10 +75,10 @@ class Kind:
     @property
     def block_scale(self) -> bool:
         """Whether a block's sum is multiplied by its scale, not each group's."""
-        return self.bits == 16 and self.panel.n_scales == 1
+        return self.bits > 8 and self.panel.n_scales == 1
 
     def offset(self, isa: type[Isa]) -> int:
-        """What activations of 16 bits take away from q, or from 2 q where `twice` says so."""
+        """What activations of more than 8 bits take away from q, or from 2 q where `twice` says so."""
         return int(self.panel.offset(isa) * (1 + self.panel.twice))
 
 
@@ -125,7 +126,7 @@ def hold(e: Emitter) -> None:
 
 def group_sums(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
     """The integer sums of a group times one row of activations, 8 × i32."""
-    return (_sums_of_8 if kind.bits == 8 else _sums_of_16)(e, kind, group, line)
+    return {8: _sums_of_8, 14: _sums_of_14, 16: _sums_of_16}[kind.bits](e, kind, group, line)
 
 
 def _sums_of_8(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
@@ -176,6 +177,17 @@ def _sums_of_16(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value
             total = b.add(b.add(total, total), start)
         totals.append(b.mul(total, group.factors[which * len(group.factors) // count]) if group.factors else total)
     return totals if len(totals) == panel.n_sums else [b.add(*totals)]
+
+
+def _sums_of_14(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
+    """The sum of a group of a wide panel."""
+    b, arithmetic = e.builder, kind.arithmetic(tiles=False)(e, kind.panel.largest)
+    chains = [zeros(V32), zeros(V32)]  # one would be waited for
+    for step, weights in enumerate(group.steps):
+        if step % STEPS_AT_ONCE == 0:
+            hold(e)
+        chains[step % 2] = arithmetic.add(chains[step % 2], weights, b.bitcast(broadcast(e, line, step), V16))
+    return [b.add(*chains)]
 
 
 def add_group(

@@ -3,7 +3,8 @@
 A panel block holds the bytes of one block of eight rows, no more and no less, in another order: first the 4-byte words
 of the rows' quants and scales, word by word with the eight rows as lanes, then the float16 fields, then single bytes.
 One 32-byte load so gives four neighbouring columns of eight rows, which is what isa.py multiplies. `read` turns a block
-into groups of 32 columns; panel_formats.py, grid_panels.py and low_bit_panels.py have one for each format.
+into groups of 32 columns; panel_formats.py, grid_panels.py, low_bit_panels.py and wide_panels.py have one for each
+format.
 
 Blocks whose bytes say little about single columns (indices into a grid, trits) are first recoded, row by row, into a
 layout that does: `recode` writes it, and `words` and `halves` are offsets in it.
@@ -24,8 +25,14 @@ GROUP = 32
 HIGHEST_16 = 256 * 127
 """Largest magnitude of an activation of 16 bits."""
 
+HIGHEST_14 = (1 << 13) - 1
+"""The same of 14 bits: 32 products with weights as large fit into 32 bits."""
+
 STEPS = GROUP // 4
-"""Vectors of weights per group."""
+"""Vectors of weights per group, where weights are bytes."""
+
+WIDE_STEPS = GROUP // 2
+"""The same where they are numbers of 16 bits."""
 
 FLOATS = vector(F32, ROWS)
 
@@ -37,7 +44,7 @@ class Group:
     The offset is the panel's (Panel.offset), or 128 where signed weights have to be unsigned.
 
     Attributes:
-        steps: 8 vectors of 32 bytes: q of four columns of each row.
+        steps: 8 vectors of 32 bytes: q of four columns of each row; of wide panels 16 vectors, of two columns each.
         scales: 8 × f32 of all columns, or of the first and the last 16. One is the same for all groups of a block.
         factors: integers (8 × i32) of all columns, or of the first and the last 16, or nothing.
         mins: m (8 × f32) of all columns, or of the first and the last 16, or nothing.
@@ -113,15 +120,15 @@ class Block:
         return Group(tuple(self.e.builder.xor(step, top) for step in steps), (scale,), factors)
 
     def groups(self, bits: int) -> Iterator[Group]:
-        """The block's groups for activations of 8 or 16 bits.
+        """The block's groups for activations of 8, 14 or 16 bits.
 
-        With 16 bits products take away the offset, and multiply by factors, in integers. With 8 an offset becomes
+        With more than 8 bits products take away the offset, and multiply by factors, in integers. With 8 an offset becomes
         minima, and factors of most formats become part of the scales.
         """
         panel = self._panel
         offset = panel.offset(self.isa)
         for group in panel.read(self):
-            if bits == 16:
+            if bits > 8:
                 yield replace(group, scales=(self.times(group.scales[0], 0.5),)) if panel.twice else group
                 continue
             floats = tuple(self.times(self.number(factor), group.scales[0]) for factor in group.factors) or group.scales
@@ -154,6 +161,7 @@ class Panel:
         spread: index of the word of fifth bits, or None; see `spread_bits`.
         recode: brings a block into the layout that `words` and `halves` describe; None where it has it.
         copied: recoding blocks again in each product would take longer than products in float32.
+        wide: weights are signed numbers of 16 bits, and multiplied with activations of 14.
         read: yields the block's groups in order.
     """
 
@@ -173,10 +181,13 @@ class Panel:
     spread: int | None
     recode: Recode | None
     copied: bool
+    wide: bool
     read: Read
 
     def offset(self, isa: type[Isa]) -> float:
         """What is taken away from every q, as `read` gives it for an instruction set."""
+        if self.wide:
+            return self.zero
         return 128.0 if self.largest > ACTIVATION_MAX and not isa.takes_signed else self.zero
 
     @property
@@ -187,6 +198,9 @@ class Panel:
     @property
     def n_sums(self) -> int:
         """Sums of products, factors included, that a group needs with activations of 16 bits, to fit into 32 bits."""
+        if self.wide:
+            assert GROUP * self.largest * HIGHEST_14 < 1 << 31
+            return 1
         signed = self.largest > ACTIVATION_MAX
         reach = self.largest if signed else (1 + self.twice) * max(self.zero, self.largest - self.zero)
         whole = GROUP * reach * self.largest_factor * HIGHEST_16 < 1 << 31
@@ -209,7 +223,7 @@ class Panel:
 
 
 PANELS: dict[str, Panel] = {}
-"""GGML type name -> panel. Filled by panel_formats.py, grid_panels.py and low_bit_panels.py."""
+"""GGML type name -> panel. Filled by the files of formats beside this one."""
 
 
 def panel(
@@ -228,14 +242,19 @@ def panel(
     spread: int | None = None,
     recode: Recode | None = None,
     copied: bool = False,
+    wide_block: int | None = None,
 ) -> Callable[[Read], Read]:
-    """Make a function the `read` of a type's panel; the arguments are explained at Panel."""
+    """Make a function the `read` of a type's panel; the arguments are explained at Panel.
+
+    wide_block makes the panel of a type of plain numbers wide, with blocks of so many.
+    """
     places = tuple(place for part in words for place in part)
 
     def add(read: Read) -> Read:
-        sizes = type.name, type.block_size, type.type_size
+        numbers_of_block = 1 if wide_block is None else wide_block
+        sizes = type.name, type.block_size * numbers_of_block, type.type_size * numbers_of_block
         numbers = largest, scales, factors, mins, largest_factor
-        made = Panel(*sizes, places, halves, byte, *numbers, late, zero, spread, recode, copied, read)
+        made = Panel(*sizes, places, halves, byte, *numbers, late, zero, spread, recode, copied, wide_block is not None, read)
         assert recode is not None or made.row_bytes == type.type_size
         PANELS[type.name] = made
         return read

@@ -30,12 +30,12 @@ class Tile:
         self.pairs = self.isa.columns == 2
         self.widens = self.pairs and kind.bits == 8
         self.n_steps = GROUP // self.isa.columns
-        self.folds = kind.bits == 16 and self.pairs  # factors are part of the weights
+        self.folds = kind.bits > 8 and self.pairs  # factors are part of the weights
         self.planes = 2 if kind.bits == 16 and not self.pairs else 1
         self.n_scales, self.n_mins = kind.n_scales, kind.n_mins(self.isa)
         self.n_factors = 0 if self.folds else kind.n_factors
         # Sums of integers of a group, and how many they are when halves have been joined.
-        self.n_sums = kind.panel.n_sums if kind.bits == 16 else kind.n_scales
+        self.n_sums = kind.panel.n_sums if kind.bits > 8 else kind.n_scales
         self.n_parts = max(self.n_sums, self.n_factors) if self.planes == 2 else self.n_sums
         self.span_steps = span_steps(self.isa, self.panel.largest, self.n_steps // max(self.n_parts, self.n_factors, 1))
         self.group_bytes = BYTES * (self.n_steps + self.n_factors + self.n_scales + self.n_mins)
@@ -43,7 +43,7 @@ class Tile:
     def write(self, address: Value, group: Group) -> None:
         """Puts a group there."""
         e, steps, factors = self._e, list(group.steps), list(group.factors)
-        if self.pairs:
+        if self.pairs and not self.panel.wide:
             both = [widened(e, step) for step in steps]
             # The order of activations: all even and all odd places, or even and odd ones of each step.
             steps = list(chain.from_iterable(zip(*both, strict=True) if self.widens else both))

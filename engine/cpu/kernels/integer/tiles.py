@@ -62,7 +62,7 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         source = Source(e, panel, kind.from_rows, o)
         counts = Counts(e)
         # Where each cell has two sums of integers, or spans are short, 8 bits lose 4 % by the larger tile.
-        large = has_32_registers(context) and (kind.bits == 16 or kind.n_scales + kind.n_factors == 1)
+        large = has_32_registers(context) and (kind.bits > 8 or kind.n_scales + kind.n_factors == 1)
         panels_tile = PANELS_TILE_32 if large else PANELS_TILE
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
 
