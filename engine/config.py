@@ -123,11 +123,13 @@ class EngineConfig:
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         activation_bits: on the CPU, to how many bits activations are rounded, in blocks of 32, where weights are
             quantized: 8, or 16, which gives nearly the probabilities of float32 (KL divergence below 1e-6) and decodes
-            as fast, but reads prompts 0.7 to 0.8 times as fast.
+            as fast, but reads prompts 0.7 to 0.8 times as fast. With 8 also F16 and BF16 weights meet rounded
+            activations, of 14 bits and of BF16's 8; with 16 they are multiplied in float32.
         exact: on the CPU, keep everything in float32, which is two to three times slower.
-        repack: on the CPU, keep a second copy of quantized weights in the order that the kernels read them in; without
-            it decoding is slower, and memory holds little more than the mapped file. It takes as much as the weights,
-            in formats with grids (IQ1 to IQ3) 1.2 to 1.55 times as much; without it those stay in float32.
+        repack: on the CPU, keep a second copy of quantized and F16 weights in the order that the kernels read them in;
+            without it decoding is slower, and memory holds little more than the mapped file. It takes as much as the
+            weights, in formats with grids (IQ1 to IQ3) 1.2 to 1.55 times as much; without it those and F16 stay in
+            float32.
         strict: refuse a file with unknown metadata keys or tensors, instead of naming them in a
             warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).

@@ -201,7 +201,8 @@ def rounds_activations(kind: GGMLType) -> bool:
         from engine.cpu.products.integer import is_integer
     except ImportError:  # it never does
         return False
-    return bool(is_integer(kind, kind.block_size * 64)) or kind is GGMLType.BF16  # where the processor multiplies pairs of BF16
+    # BF16 where the processor multiplies pairs of such numbers.
+    return bool(is_integer(kind, kind.block_size * 64)) or kind is GGMLType.BF16
 
 
 def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: int | None) -> Cell:

@@ -37,8 +37,8 @@ product against float64. Types are written by `scripts/requantize.py`, without a
 
 Perplexity: {text},
 with one standard error. All matrices are in the type, also the embedding, which is the output matrix too. On the CPU
-in float32 throughout, and as it runs unless it is told otherwise, where that rounds activations to 8 bits, or beside
-BF16 weights to BF16.
+in float32 throughout, and as it runs unless it is told otherwise, where that rounds activations to 8 bits, beside BF16
+weights to BF16, or beside F16 weights to 14 bits.
 
 {speed}
 | type | bits | decoding | CPU at once | by token | GPU at once | by token | perplexity CPU | as it runs | GPU | tok/s |

@@ -322,7 +322,7 @@ def test_one_input_in_two_forms(pool):
 
 @pytest.mark.parametrize("repack", [True, False])
 def test_short_numbers_need_whole_blocks_and_a_copy(pool, repack):
-    """F16 is multiplied in float32 without a copy, beside activations of 16 bits, and where rows end in part of a block."""
+    """F16 is multiplied in float32 without a copy, beside activations of 16 bits, and where a block is not whole."""
     whole, part = packed("F16", 8, 128)[0], Weight("part", GGMLType.F16, (8, 96), np.zeros((8, 192), np.uint8))
     for w, bits, taken in ((whole, 8, repack), (whole, 16, False), (part, 8, False)):
         weights = IntegerWeights(pool, bits)

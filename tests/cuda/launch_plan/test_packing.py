@@ -231,6 +231,7 @@ def test_a_format_is_written_once_per_device(type):
             for line in gpu.pop(name, [])
         )
     assert gpu.keys() <= ({"decode_gemm_plan.py"} if type is GGMLType.Q2_K else set())
-    panels = [cpu.pop(name, None) for name in ("panel_formats.py", "grid_panels.py", "low_bit_panels.py")]
+    names = ("panel_formats.py", "grid_panels.py", "low_bit_panels.py", "wide_panels.py")
+    panels = [cpu.pop(name, None) for name in names]
     assert sum(lines is not None for lines in panels) <= 1  # the copy for products in integers
     assert len(cpu) == 1

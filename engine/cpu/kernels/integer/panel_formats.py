@@ -18,12 +18,12 @@ def _nibbles(k: Block, first: int) -> tuple[Value, ...]:
     return tuple(k.field(word, shift, 15) for shift in (0, 4) for word in words)
 
 
-@panel(GGMLType.Q4_0, words=(range(2, 18, 4),), halves=(0,), largest=15, zero=8)
+@panel(GGMLType.Q4_0, words=(range(2, 18, 4),), halves=(0,), largest=15, zero=8, near=True)
 def _q4_0(k: Block) -> Iterator[Group]:
     yield Group(_nibbles(k, 0), (k.half(0),))
 
 
-@panel(GGMLType.Q4_1, words=(range(4, 20, 4),), halves=(0, 2), largest=15, mins=1)
+@panel(GGMLType.Q4_1, words=(range(4, 20, 4),), halves=(0, 2), largest=15, mins=1, near=True)
 def _q4_1(k: Block) -> Iterator[Group]:
     yield Group(_nibbles(k, 0), (k.half(0),), mins=(k.half(1),))
 
@@ -33,17 +33,17 @@ def _with_fifths(k: Block) -> tuple[Value, ...]:
     return tuple(k.either(low, k.field(fifths, step, 1, 4)) for step, low in enumerate(_nibbles(k, 1)))
 
 
-@panel(GGMLType.Q5_0, words=(range(2, 22, 4),), halves=(0,), largest=31, zero=16, spread=0)
+@panel(GGMLType.Q5_0, words=(range(2, 22, 4),), halves=(0,), largest=31, zero=16, spread=0, near=True)
 def _q5_0(k: Block) -> Iterator[Group]:
     yield Group(_with_fifths(k), (k.half(0),))
 
 
-@panel(GGMLType.Q5_1, words=(range(4, 24, 4),), halves=(0, 2), largest=31, mins=1, spread=0)
+@panel(GGMLType.Q5_1, words=(range(4, 24, 4),), halves=(0, 2), largest=31, mins=1, spread=0, near=True)
 def _q5_1(k: Block) -> Iterator[Group]:
     yield Group(_with_fifths(k), (k.half(0),), mins=(k.half(1),))
 
 
-@panel(GGMLType.Q8_0, words=(range(2, 34, 4),), halves=(0,), largest=128)
+@panel(GGMLType.Q8_0, words=(range(2, 34, 4),), halves=(0,), largest=128, near=True)
 def _q8_0(k: Block) -> Iterator[Group]:
     yield k.signed(tuple(k.e.builder.bitcast(k.word(i), V8) for i in range(STEPS)), k.half(0))
 
@@ -133,12 +133,16 @@ def _with_minima(k: Block, quants: int, fifths: int | None) -> Iterator[Group]:
         yield Group(steps, (d,), (scale,), (k.times(k.number(least), dmin),))
 
 
-@panel(GGMLType.Q4_K, words=(range(4, 144, 4),), halves=(0, 2), largest=15, factors=1, mins=1, largest_factor=63)
+@panel(
+    GGMLType.Q4_K, words=(range(4, 144, 4),), halves=(0, 2), largest=15, factors=1, mins=1, largest_factor=63, near=True
+)
 def _q4_k(k: Block) -> Iterator[Group]:
     yield from _with_minima(k, 3, None)
 
 
-@panel(GGMLType.Q5_K, words=(range(4, 176, 4),), halves=(0, 2), largest=31, factors=1, mins=1, largest_factor=63)
+@panel(
+    GGMLType.Q5_K, words=(range(4, 176, 4),), halves=(0, 2), largest=31, factors=1, mins=1, largest_factor=63, near=True
+)
 def _q5_k(k: Block) -> Iterator[Group]:
     yield from _with_minima(k, 11, 3)
 

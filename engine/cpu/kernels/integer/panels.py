@@ -34,6 +34,9 @@ STEPS = GROUP // 4
 WIDE_STEPS = GROUP // 2
 """The same where they are numbers of 16 bits."""
 
+WIDE_BLOCK = 64
+"""Columns of a block of these; widths of models are multiples of it, as a rule. Its power takes 0.8 % of its bytes."""
+
 FLOATS = vector(F32, ROWS)
 
 
@@ -122,8 +125,8 @@ class Block:
     def groups(self, bits: int) -> Iterator[Group]:
         """The block's groups for activations of 8, 14 or 16 bits.
 
-        With more than 8 bits products take away the offset, and multiply by factors, in integers. With 8 an offset becomes
-        minima, and factors of most formats become part of the scales.
+        With more than 8 bits products take away the offset, and multiply by factors, in integers. With 8 an offset
+        becomes minima, and factors of most formats become part of the scales.
         """
         panel = self._panel
         offset = panel.offset(self.isa)
@@ -161,6 +164,7 @@ class Panel:
         spread: index of the word of fifth bits, or None; see `spread_bits`.
         recode: brings a block into the layout that `words` and `halves` describe; None where it has it.
         copied: recoding blocks again in each product would take longer than products in float32.
+        near: words are read in the order of addresses, so that the processor itself prefetches those far ahead.
         wide: weights are signed numbers of 16 bits, and multiplied with activations of 14.
         read: yields the block's groups in order.
     """
@@ -181,6 +185,7 @@ class Panel:
     spread: int | None
     recode: Recode | None
     copied: bool
+    near: bool
     wide: bool
     read: Read
 
@@ -242,19 +247,18 @@ def panel(
     spread: int | None = None,
     recode: Recode | None = None,
     copied: bool = False,
-    wide_block: int | None = None,
+    near: bool = False,
+    wide: bool = False,
 ) -> Callable[[Read], Read]:
-    """Make a function the `read` of a type's panel; the arguments are explained at Panel.
-
-    wide_block makes the panel of a type of plain numbers wide, with blocks of so many.
-    """
+    """Make a function the `read` of a type's panel; the arguments are explained at Panel."""
     places = tuple(place for part in words for place in part)
 
     def add(read: Read) -> Read:
-        numbers_of_block = 1 if wide_block is None else wide_block
-        sizes = type.name, type.block_size * numbers_of_block, type.type_size * numbers_of_block
+        blocks = WIDE_BLOCK if wide else 1
+        sizes = type.name, blocks * type.block_size, blocks * type.type_size
         numbers = largest, scales, factors, mins, largest_factor
-        made = Panel(*sizes, places, halves, byte, *numbers, late, zero, spread, recode, copied, wide_block is not None, read)
+        how = late, zero, spread, recode, copied, near, wide
+        made = Panel(*sizes, places, halves, byte, *numbers, *how, read)
         assert recode is not None or made.row_bytes == type.type_size
         PANELS[type.name] = made
         return read

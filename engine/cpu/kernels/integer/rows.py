@@ -26,8 +26,10 @@ from engine.cpu.kernels.stepping import STEP, emitter, integers
 PANELS_AT_ONCE = 1
 """Panels that dot_panels multiplies side by side, so that each activation is loaded once for both."""
 
-AHEAD = 4096
-"""Bytes that dot_panels prefetches ahead."""
+AHEAD, NEAR = 4096, 256
+"""Bytes that dot_panels prefetches ahead; NEAR for panels that say so. On two cores of Zen 4 Q8_0 is read at 73 GB/s
+with NEAR and at 62 with AHEAD, F16 at 62 to 70 and 54, Q4_0 at 69 and 64, Q6_K at 33 and 39, where no one else uses
+the memory."""
 
 CACHE_LINE = 64
 
@@ -155,13 +157,14 @@ def store_sums(e: Emitter, o: Operands, panel: Value, token: Value, sums: Value,
 
 
 def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
-    """Prefetches a group's share of the bytes AHEAD of a block.
+    """Prefetches a group's share of the bytes ahead of a block.
 
-    The words of a block are not read in the order of addresses, which the processor's own prefetching expects.
+    The words of most blocks are not read in the order of addresses, which the processor's own prefetching expects.
     """
+    ahead = NEAR if panel.near else AHEAD
     share = panel.n_bytes // panel.n_groups
     for offset in range(-group * share % CACHE_LINE, share, CACHE_LINE):
-        e.prefetch(e.at(block, AHEAD + group * share + offset))
+        e.prefetch(e.at(block, ahead + group * share + offset))
 
 
 @intrinsic(prefer_literal=True)

@@ -1,8 +1,8 @@
 """How F16 becomes numbers of 16 bits in panels (panels.py).
 
-A block has 64 columns, q = w / 2 ** n, where the power brings the largest magnitude of the block to 2 ** 12 at least and
-below 2 ** 13. F16 has 11 bits: q is exact for weights above a quarter of that power, and the others are rounded to at
-most 2 ** -13 of it. Multiplied in pairs, like the activations of 14 bits beside them, such numbers take half the
+A block has 64 columns, q = w / 2 ** n, where the power brings the largest magnitude of the block to 2 ** 12 at least
+and below 2 ** 13. F16 has 11 bits: q is exact for weights above a quarter of that power, and the others are rounded to
+at most 2 ** -13 of it. Multiplied in pairs, like the activations of 14 bits beside them, such numbers take half the
 instructions of float32, and a group's sum fits into 32 bits.
 """
 
@@ -10,12 +10,9 @@ from collections.abc import Iterator
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats.decoders import power_of_two
-from engine.cpu.kernels.integer.panels import HIGHEST_14, WIDE_STEPS, Block, Group, panel
+from engine.cpu.kernels.integer.panels import HIGHEST_14, WIDE_BLOCK, WIDE_STEPS, Block, Group, panel
 from engine.cpu.kernels.isa import V16
 from engine.gguf.types import GGMLType
-
-WIDE_BLOCK = 64
-"""Columns of a block: as a rule the widths of models are multiples of it, and its power takes 0.8 % of its bytes."""
 
 _ROUNDER = 12582912.0
 """1.5 * 2 ** 23: a sum with it has the nearest integer in its low bits."""
@@ -54,7 +51,8 @@ def _more(e: Emitter, a: Value, c: Value) -> Value:
     largest=HIGHEST_14,
     recode=_recode,
     copied=True,
-    wide_block=WIDE_BLOCK,
+    near=True,
+    wide=True,
 )
 def _f16(k: Block) -> Iterator[Group]:
     code = k.byte()
