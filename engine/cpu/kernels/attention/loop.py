@@ -20,14 +20,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.config import PAGE
-from engine.cpu.kernels.attention.item import Item, Operands, segments
+from engine.cpu.kernels.attention.item import FEW, MANY, Item, Operands, segments
 from engine.cpu.kernels.attention.scores import score_page, soften_page
 from engine.cpu.kernels.attention.values import begin_head, divide_head, weigh_page
 from engine.cpu.kernels.emit import I64, Value
 from engine.cpu.kernels.integer.activations import quantize_blocks
 from engine.cpu.kernels.integer.groups import smaller
 from engine.cpu.kernels.integer.panels import GROUP
-from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
+from engine.cpu.kernels.stepping import STEP, emitter, format_name, has_32_registers, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
 """Argument types of the kernel."""
@@ -49,6 +49,7 @@ def attend(typing_context, name, operands, low, high, scratch):
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
+        registers = MANY if has_32_registers(context) else FEW
         _, operands, low, high, scratch = arguments
         o = Operands(*integers(e, operands, 19))
         by_token = builder.icmp_signed("!=", o.by_token, I64(0))
@@ -63,7 +64,7 @@ def attend(typing_context, name, operands, low, high, scratch):
         # By token, neighbouring heads of it go through a page together: that is the order of the cache in memory.
         left = smaller(builder, builder.sub(high, here), builder.sub(o.n_kv_heads, head))
         together = builder.select(by_token, left, I64(1))
-        _emit(Item(e, o, token, (head, together), scratch, half))
+        _emit(Item(e, o, token, (head, together), scratch, half, registers))
         builder.store(builder.add(here, together), item)
         builder.cbranch(builder.icmp_signed("<", builder.load(item), high), more, done)
         builder.position_at_end(done)

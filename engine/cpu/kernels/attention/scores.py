@@ -6,56 +6,46 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from engine.config import PAGE
-from engine.cpu.kernels.attention.item import (
-    ALONE,
-    COLUMNS,
-    CORRECTION,
-    FLOATS,
-    HEADS,
-    LARGEST,
-    SUMS,
-    WIDTH,
-    Item,
-)
+from engine.cpu.kernels.attention.item import COLUMNS, CORRECTION, LARGEST, SUMS, Item
 from engine.cpu.kernels.emit import F32, I32, I64, LANES, Emitter, Value, vector
 
 
 def score_page(item: Item, keys: Value, ahead: Value, heads: list[Value], low: Value, high: Value) -> None:
     """Products of queries with the keys low..high-1 of a page, and with some around them."""
     b = item.b
-    # Place of the first vector, vectors together, and how often.
-    rounds = ((0, 3, 2), (6, 2, 1)) if len(heads) == HEADS else ((0, ALONE, 1),)
-    for first, n_parts, count in rounds:
-        with cgutils.for_range(b, I64(count)) as chunks:
-            place = b.add(I64(WIDTH * first), b.mul(chunks.index, I64(WIDTH * n_parts)))
+    done = I64(0)
+    for n_parts, count in item.registers.pieces(len(heads), I64(PAGE // item.width), b):
+        with cgutils.for_range(b, count) as chunks:
+            place = b.mul(b.add(done, b.mul(chunks.index, I64(n_parts))), I64(item.width))
             seen = b.icmp_signed("<", place, high)
-            seen = b.and_(seen, b.icmp_signed(">", b.add(place, I64(WIDTH * n_parts)), low))
+            seen = b.and_(seen, b.icmp_signed(">", b.add(place, I64(item.width * n_parts)), low))
             with b.if_then(seen):
                 _score_columns(item, keys, ahead, heads, place, n_parts)
+        done = b.add(done, b.mul(count, I64(n_parts)))
 
 
 def _score_columns(item: Item, keys: Value, ahead: Value, heads: list[Value], place: Value, n_parts: int) -> None:
     e, b, o = item.e, item.b, item.o
-    sums = [[cgutils.alloca_once(b, FLOATS) for _ in range(n_parts)] for _ in heads]
+    sums = [[cgutils.alloca_once(b, item.floats) for _ in range(n_parts)] for _ in heads]
     queries = [item.at(item.q, b.mul(head, o.key_width), 4) for head in heads]
     keys = item.at(keys, place, item.size)
     share = b.add(ahead, b.mul(place, item.value_bytes))
     for total in chain.from_iterable(sums):
-        b.store(ir.Constant(FLOATS, [0.0] * WIDTH), total)
+        b.store(ir.Constant(item.floats, [0.0] * item.width), total)
     with cgutils.for_range(b, b.sdiv(o.key_width, I64(COLUMNS))) as several:
         columns = item.at(keys, several.index, item.size * PAGE * COLUMNS)
         at_query = b.mul(several.index, I64(4 * COLUMNS))
-        item.prefetch(share, several.index, COLUMNS * item.size * WIDTH * n_parts)
+        item.prefetch(share, several.index, COLUMNS * item.size * item.width * n_parts)
         for column in range(COLUMNS):
-            ks = [item.load(columns, item.size * (PAGE * column + WIDTH * part)) for part in range(n_parts)]
+            ks = [item.load(columns, item.size * (PAGE * column + item.width * part)) for part in range(n_parts)]
             for query, row in zip(queries, sums, strict=True):
-                x = e.splat(e.load(b.add(query, at_query), F32, 4 * column, align=4), WIDTH)
+                x = e.splat(e.load(b.add(query, at_query), F32, 4 * column, align=4), item.width)
                 for k, total in zip(ks, row, strict=True):
                     b.store(e.multiply_add(k, x, b.load(total)), total)
     for head, row in zip(heads, sums, strict=True):
         target = item.at(item.head_scratch(head), place, 4)
         for part, total in enumerate(row):
-            e.store(b.load(total), target, 4 * WIDTH * part)
+            e.store(b.load(total), target, 4 * item.width * part)
 
 
 def soften_page(item: Item, heads: list[Value], page: Value, low: Value, high: Value) -> None:
@@ -71,19 +61,19 @@ def soften_page(item: Item, heads: list[Value], page: Value, low: Value, high: V
     with b.if_then(b.icmp_signed("<", b.sub(high, low), I64(PAGE))):
         for scratch in scratches:
             _leave_out(item, scratch, low, high)
-    factor = e.splat(item.factor, WIDTH)
-    parts = range(0, 4 * PAGE, 4 * WIDTH)
+    factor = e.splat(item.factor, item.width)
+    parts = range(0, 4 * PAGE, 4 * item.width)
     tops = []
     for scratch in scratches:
-        scores = [e.multiply(e.load(scratch, FLOATS, part, align=4), factor) for part in parts]
+        scores = [e.multiply(e.load(scratch, item.floats, part, align=4), factor) for part in parts]
         for part, score in zip(parts, scores, strict=True):
             e.store(score, scratch, part)
-        tops.append(_largest(item, [*scores, e.splat(e.load(scratch, F32, LARGEST, align=4), WIDTH)]))
+        tops.append(_largest(item, [*scores, e.splat(e.load(scratch, F32, LARGEST, align=4), item.width)]))
     for scratch, top in zip(scratches, tops, strict=True):
-        correction = e.power_of_two(b.fsub(e.splat(e.load(scratch, F32, LARGEST, align=4), WIDTH), top))
-        total = e.multiply(e.load(scratch, FLOATS, SUMS, align=4), correction)
+        correction = e.power_of_two(b.fsub(e.splat(e.load(scratch, F32, LARGEST, align=4), item.width), top))
+        total = e.multiply(e.load(scratch, item.floats, SUMS, align=4), correction)
         for part in parts:
-            weight = e.power_of_two(b.fsub(e.load(scratch, FLOATS, part, align=4), top))
+            weight = e.power_of_two(b.fsub(e.load(scratch, item.floats, part, align=4), top))
             e.store(weight, scratch, part)
             total = b.fadd(total, weight)
         e.store(total, scratch, SUMS)
@@ -98,21 +88,21 @@ def _largest(item: Item, vectors: list[Value]) -> Value:
         pairs = zip(vectors[::2], vectors[1::2], strict=False)
         vectors = [*(e.greater(x, y) for x, y in pairs), *vectors[len(vectors) & ~1 :]]
     top = vectors[0]
-    for distance in (4, 2, 1):
-        lanes = ir.Constant(vector(I32, WIDTH), [lane ^ distance for lane in range(WIDTH)])
-        top = e.greater(top, b.shuffle_vector(top, ir.Constant(FLOATS, ir.Undefined), lanes))
+    for distance in (1 << bit for bit in reversed(range(item.width.bit_length() - 1))):
+        lanes = ir.Constant(vector(I32, item.width), [lane ^ distance for lane in range(item.width)])
+        top = e.greater(top, b.shuffle_vector(top, ir.Constant(item.floats, ir.Undefined), lanes))
     return top
 
 
 def _leave_out(item: Item, scratch: Value, low: Value, high: Value) -> None:
     """Gives the places around low..high-1 the lowest score: what was computed there may be anything."""
     e, b = item.e, item.b
-    lowest = ir.Constant(FLOATS, [float("-inf")] * WIDTH)
-    first, last = (e.splat(b.trunc(bound, I32), WIDTH) for bound in (low, high))
-    for place in range(0, PAGE, WIDTH):
-        lanes = ir.Constant(vector(I32, WIDTH), list(range(place, place + WIDTH)))
+    lowest = ir.Constant(item.floats, [float("-inf")] * item.width)
+    first, last = (e.splat(b.trunc(bound, I32), item.width) for bound in (low, high))
+    for place in range(0, PAGE, item.width):
+        lanes = ir.Constant(vector(I32, item.width), list(range(place, place + item.width)))
         inside = b.and_(b.icmp_signed(">=", lanes, first), b.icmp_signed("<", lanes, last))
-        e.store(b.select(inside, e.load(scratch, FLOATS, 4 * place, align=4), lowest), scratch, 4 * place)
+        e.store(b.select(inside, e.load(scratch, item.floats, 4 * place, align=4), lowest), scratch, 4 * place)
 
 
 def _change(item: Item, head: Value, scratch: Value, page: Value) -> None:

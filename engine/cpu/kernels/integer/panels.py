@@ -257,8 +257,7 @@ def panel(
         blocks = WIDE_BLOCK if wide else 1
         sizes = type.name, blocks * type.block_size, blocks * type.type_size
         numbers = largest, scales, factors, mins, largest_factor
-        how = late, zero, spread, recode, copied, near, wide
-        made = Panel(*sizes, places, halves, byte, *numbers, *how, read)
+        made = Panel(*sizes, places, halves, byte, *numbers, late, zero, spread, recode, copied, near, wide, read)
         assert recode is not None or made.row_bytes == type.type_size
         PANELS[type.name] = made
         return read
