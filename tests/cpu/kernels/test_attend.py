@@ -2,10 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numba import njit, types
 
 from engine.config import PAGE
 from engine.cpu.caches.rows import CacheRows
+from engine.cpu.kernels import build
 from engine.cpu.kernels.attention import attend as attend_module
+from engine.cpu.kernels.attention import loop
 from engine.cpu.kernels.attention.attend import attend, can_attend, turned
 from engine.cpu.reference import attend as attend_plainly
 from engine.cpu.threads import ThreadPool
@@ -68,13 +71,26 @@ def paged(keys, values, n_tokens, seed=0):
     return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], CacheRows(rows, pages, n_tokens == 1)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["few", "many"])
+def registers(request):
+    """The kernel for AVX2's registers and for those of AVX-512, by its two types, whatever this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "has_32_registers", lambda context: request.param)
+        compiled = {}
+        for name in ("F16", "F32"):
+            compiled[name] = njit(nogil=True)(build._MAKERS["attend"](f"{name}:registers"))
+            compiled[name].compile(types.void(*build._ARGUMENTS["attend"]))
+    return compiled
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(
     ("n_heads", "n_kv", "key_width", "value_width"),
     [(1, 1, 16, 16), (8, 2, 64, 64), (8, 1, 32, 80), (4, 4, 48, 112), (7, 1, 48, 32)],
 )
 @pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 7), (15, 1), (16, 2), (31, 17), (255, 1), (300, 33)])
-def test_against_float64(pools, dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
+def test_against_float64(pools, registers, dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens, monkeypatch):
+    monkeypatch.setattr(attend_module, "kernel", lambda kind, name: registers[name])
     q, keys, values = operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens)
     scale = key_width**-0.5
     for window in (None, 1, 16, 1000):
