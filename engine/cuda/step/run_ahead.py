@@ -142,22 +142,21 @@ class RunAhead:
             self._prepared.pop(slot, None)
             del self._rows[slot]
 
-    def goes_on(self, sequence: ActiveSequence, start: int, token: int, limit: int) -> bool:
-        """Whether feeding that token at that position is what the row would do next.
+    def holds(self, sequence: ActiveSequence, start: int, token: int) -> bool:
+        """Whether feeding that token at that position is what the row would do next."""
+        row = self._rows.get(sequence.slot)
+        return row is not None and row.read == start and row.token == token and row.request_id == sequence.request_id
 
-        If so, it has pages up to `limit` now; a row that has stopped at an earlier one goes on.
-        """
-        slot = sequence.slot
-        row = self._rows.get(slot)
-        if row is None or row.read != start or row.token != token or row.request_id != sequence.request_id:
-            return False
-        if limit != row.limit:
-            if not row.can_feed:
-                self._resting.discard(slot)
-                self._set_position(slot, row.position)
-            row.limit = limit
-            self._set_limit(slot, limit)
-        return True
+    def extend(self, slot: int, limit: int) -> None:
+        """The row has pages up to there now; one that has stopped at the old limit goes on."""
+        row = self._rows[slot]
+        if limit == row.limit:  # mostly
+            return
+        if not row.can_feed:
+            self._resting.discard(slot)
+            self._set_position(slot, row.position)
+        row.limit = limit
+        self._set_limit(slot, limit)
 
     def launch_needed(self, slots: Iterable[int]) -> None:
         """Launches what is missing for every one of these rows to have a result."""

@@ -44,12 +44,14 @@ class Seats:
 
     def seat(self, items: Sequence[Work]) -> None:
         """Decode rows have their pages and are on the device as the items say; mostly they are already."""
-        set_pages, goes_on = self._machine.cache.set_pages, self._loop.goes_on
+        set_pages, holds, extend = self._machine.cache.set_pages, self._loop.holds, self._loop.extend
         for item in items:
             sequence = item.sequence
             set_pages(sequence.slot, sequence.pages)
             limit, token = self._limit(sequence), item.token_ids[0]
-            if not goes_on(sequence, item.start, token, limit):
+            if holds(sequence, item.start, token):
+                extend(sequence.slot, limit)
+            else:
                 self._begin(sequence, item.start, limit, token)
 
     def _begin(self, sequence: ActiveSequence, start: int, limit: int, token: int) -> None:

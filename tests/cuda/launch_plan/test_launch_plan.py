@@ -370,13 +370,13 @@ def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(mod
             wanted = planned(gpu, plan.prompt(n, 1))[1:-1]  # without what the host sends, and what draws
             return sum(found[i : i + len(wanted)] == wanted for i in range(len(found)))
 
-        assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
+        assert [products(7) for _ in range(4)] == [1, 1, 0, 0]
         assert products(8) == 1, "another shape"
     for name in ("30b", "35b", "qwen35", "mamba", "falcon-h1", *FAMILIES):  # float32 matrices, and states
         with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, gpu):
-            counts = [len(launched(gpu, partial(generate, runner, list(range(20)), 1, slot=1))) for _ in range(5)]
-            assert counts[0] == counts[1] > 4 * counts[3], name
-            assert counts[3] == counts[4] < 10, "what the host sends, and what draws"
+            counts = [len(launched(gpu, partial(generate, runner, list(range(20)), 1, slot=1))) for _ in range(4)]
+            assert counts[0] == counts[1] > 4 * counts[2], name
+            assert counts[2] == counts[3] < 10, "what the host sends, and what draws"
     with pretended(monkeypatch, models["8b-plain-v"], **sizes, eager=False) as (runner, gpu):
         assert runner._machine.weights.plan.dense
         for _ in range(4):
