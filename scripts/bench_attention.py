@@ -5,6 +5,7 @@ The layers' caches together exceed the L2 cache, so reads come from memory as in
 
     python -m scripts.bench_attention                 # the standard table
     python -m scripts.bench_attention --tune          # block layouts of the decode kernel side by side
+    python -m scripts.bench_attention --kv-types f16,q8_0 --shapes 8B --short    # caches side by side
 """
 
 from __future__ import annotations
@@ -68,13 +69,18 @@ class Chain:
         self.shape, self.n, self.cp = shape, n, cupy
         slots = (length + rows) // PAGE + 1
         pages = n * slots
-        one = pages * shape.kv_heads * PAGE * (shape.key_dim + shape.value_dim) * 2
+        one = pages * shape.kv_heads * PAGE * shape.cached_bytes
         self.layers = max(4, min(64, (400 << 20) // one))
         rng = cupy.random.default_rng(0)
 
         def cache(dim: int) -> list[Any]:
-            size = (pages, shape.kv_heads, PAGE, dim)
-            return [rng.standard_normal(size, dtype=np.float32).astype(np.float16) for _ in range(self.layers)]
+            size, dtype = shape.cache_array(pages, dim)
+            if not shape.bytes_cached:
+                return [rng.standard_normal(size, dtype=np.float32).astype(dtype) for _ in range(self.layers)]
+            made = [rng.integers(1, 256, size, dtype=dtype) for _ in range(self.layers)]
+            for one in made:  # scales as those of normal numbers
+                one[..., PAGE * dim :].view(np.float16)[...] = np.float16(2.5 / 127)
+            return made
 
         self.keys, self.values = cache(shape.key_dim), cache(shape.value_dim)
         self.table = cupy.asarray(np.random.default_rng(0).permutation(pages).astype(np.int32).reshape(n, slots))
@@ -101,16 +107,16 @@ class Chain:
     def gb_s(self, n_positions: int, us: float) -> float:
         """Cache bytes read per second, in GB/s."""
         shape = self.shape
-        n_bytes = n_positions * shape.kv_heads * (shape.key_dim + shape.value_dim) * 2
+        n_bytes = n_positions * shape.kv_heads * shape.cached_bytes
         return n_bytes / us / 1e3
 
 
-def decode_table(bandwidth: float) -> None:
+def decode_table(shapes: dict[str, AttentionShape], bandwidth: float) -> None:
     """Decode: sequences of one length, then one long sequence among short ones; percent of the read bandwidth."""
-    print(f"{'decode':22}{'B':>4}{'length':>8}{'us':>9}{'spread':>8}{'GB/s':>8}{'%':>5}")
+    print(f"{'decode':28}{'B':>4}{'length':>8}{'us':>9}{'spread':>8}{'GB/s':>8}{'%':>5}")
     alone = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072)
     many = (128, 256, 1024, 4096, 8192)
-    for name, shape in SHAPES.items():
+    for name, shape in shapes.items():
         for n, lengths in ((1, alone), (4, many), (16, many), (64, many), (256, many[:3])):
             chain, kernels = Chain(shape, n, max(lengths)), Attention(shape, n)
             rows: list[tuple[object, list[int]]] = [(length, [length] * n) for length in lengths]
@@ -120,7 +126,7 @@ def decode_table(bandwidth: float) -> None:
             for title, each in rows:
                 us, spread = chain.decode_us(kernels, each)
                 rate = chain.gb_s(sum(each), us)
-                print(f"{name:22}{n:4}{title:>8}{us:9.2f}{spread:8.2f}{rate:8.0f}{rate / bandwidth:5.0%}", flush=True)
+                print(f"{name:28}{n:4}{title:>8}{us:9.2f}{spread:8.2f}{rate:8.0f}{rate / bandwidth:5.0%}", flush=True)
 
 
 def prefill_us(shape: AttentionShape, rows: int, past: int) -> tuple[float, float]:
@@ -146,18 +152,35 @@ def prefill_us(shape: AttentionShape, rows: int, past: int) -> tuple[float, floa
     return replay_us(rope)[0], replay_us(attend)[0]
 
 
-def prefill_table(peak: float) -> None:
+def short_table(shapes: dict[str, AttentionShape], bandwidth: float, peak: float) -> None:
+    """What decides between caches: one sequence, many of a middling length, and pieces of prompts."""
+    for name, shape in shapes.items():
+        for n, length in ((1, 1024), (1, 8192), (1, 32768), (4, 8192), (64, 128), (64, 1024), (256, 1500), (512, 1500)):
+            chain = Chain(shape, n, length)
+            us, spread = chain.decode_us(Attention(shape, n), [length] * n)
+            rate = chain.gb_s(n * length, us)
+            print(f"{name:28}{n:4}{length:8}{us:9.2f}{spread:8.2f}{rate:8.0f}{rate / bandwidth:5.0%}", flush=True)
+            del chain
+        for rows, past in ((512, 0), (512, 8192), (2048, 0)):
+            rope_us, us = prefill_us(shape, rows, past)
+            rate = (
+                2 * (rows * past + rows * (rows + 1) // 2) * shape.heads * (shape.key_dim + shape.value_dim) / us / 1e6
+            )
+            print(f"{name:28}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{rate:9.0f}{rate / peak:5.0%}", flush=True)
+
+
+def prefill_table(shapes: dict[str, AttentionShape], peak: float) -> None:
     """rope_append and prefill of some rows at several depths; percent of the matrix peak."""
-    print(f"{'prefill':22}{'rows':>5}{'past':>8}{'rope us':>9}{'attn us':>9}{'TFLOP/s':>9}{'%':>5}")
-    for name, shape in SHAPES.items():
+    print(f"{'prefill':28}{'rows':>5}{'past':>8}{'rope us':>9}{'attn us':>9}{'TFLOP/s':>9}{'%':>5}")
+    for name, shape in shapes.items():
         for rows, past in ((512, 0), (512, 8192), (512, 32256), (2048, 0), (2048, 8192), (64, 8192)):
             rope_us, us = prefill_us(shape, rows, past)
             pairs = rows * past + rows * (rows + 1) // 2
             rate = 2 * pairs * shape.heads * (shape.key_dim + shape.value_dim) / us / 1e6
-            print(f"{name:22}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{rate:9.0f}{rate / peak:5.0%}", flush=True)
+            print(f"{name:28}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{rate:9.0f}{rate / peak:5.0%}", flush=True)
 
 
-def tune_table() -> None:
+def tune_table(shapes: dict[str, AttentionShape]) -> None:
     """Decode layouts: warps, splits, smallest chunk."""
     import cupy
 
@@ -165,7 +188,7 @@ def tune_table() -> None:
 
     multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     lengths = (64, 128, 256, 512, 1024, 4096, 8192)
-    for name, shape in SHAPES.items():
+    for name, shape in shapes.items():
         chain = Chain(shape, 1, max(lengths))
         crowd = Chain(shape, 64, 1024)
         print(f"{name}: us at " + ", ".join(map(str, lengths)) + "; 64 sequences at 1024")
@@ -187,9 +210,20 @@ if __name__ == "__main__":
     parser.add_argument("--tune", action="store_true", help="compare block layouts of the decode kernel")
     parser.add_argument("--bandwidth", type=float, default=4400, help="GB/s of the card (default: an H200's, measured)")
     parser.add_argument("--tflops", type=float, default=790, help="float16 matrix peak (default: an H200's by cuBLAS)")
+    parser.add_argument("--kv-types", default="f16", help="caches, with commas between them (default: f16)")
+    parser.add_argument("--shapes", default="", help="only shapes whose name begins so")
+    parser.add_argument("--short", action="store_true", help="a few points alone")
     options = parser.parse_args()
+    chosen = {
+        f"{name} {kind}": replace(shape, kv_type=KvType.parse(kind))
+        for name, shape in SHAPES.items()
+        for kind in options.kv_types.split(",")
+        if name.startswith(options.shapes)
+    }
     if options.tune:
-        tune_table()
+        tune_table(chosen)
+    elif options.short:
+        short_table(chosen, options.bandwidth, options.tflops)
     else:
-        decode_table(options.bandwidth)
-        prefill_table(options.tflops)
+        decode_table(chosen, options.bandwidth)
+        prefill_table(chosen, options.tflops)

@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--max-sequences", type=int, help="left out: the engine's default, which bounds the curve")
     parser.add_argument("--cache-tokens", type=int, help="left out: the engine's default")
     parser.add_argument("--context", type=int, help="left out: what the workloads and the curve need")
+    parser.add_argument("--kv-type", default="f16", help="number format of the cache (default: f16)")
     parser.add_argument("--target", default=None, help="throughput or latency; left out: the engine's default")
     parser.add_argument("--repetitions", type=int, default=2, help="of each workload, the first not counted if several")
     parser.add_argument("--plot", type=Path, help="write the curve as SVG")
@@ -154,6 +155,7 @@ def main() -> None:
         args.model,
         args.device,
         context_length=context,
+        kv_type=args.kv_type,
         max_sequences=args.max_sequences,
         cache_tokens=args.cache_tokens,
         prefix_cache=False,
@@ -161,7 +163,8 @@ def main() -> None:
     ) as llm:
         plan = llm.memory_plan()
         print(
-            f"{args.model.name} on {llm.device}, {llm.max_sequences} sequences, {llm.cache_tokens} tokens of cache, "
+            f"{args.model.name} on {llm.device}, {llm.max_sequences} sequences, {llm.cache_tokens} tokens of cache "
+            f"({args.kv_type}), "
             f"{plan.total_bytes / 1e9:.1f} GB"
         )
         numbers = [number for number in numbers if number <= llm.max_sequences]

@@ -5,12 +5,12 @@ key head, Hv width of a value head, N pages of the whole cache, P page slots of 
 
 Every array is a C-contiguous CuPy array. Buffers shared by all calls:
     qkv          float32 (rows, H*Hk + K*Hk + K*Hv): raw projections, bias included; rows are B or T
-    cache_k      float16 or float32 (N, K, PAGE, Hk), one per layer; cache_v the same with Hv, or
-                 cache_k itself where shape.values_in_keys
+    cache_k      float16 or float32 (N, K, PAGE, Hk), or uint8 as AttentionShape.cache_array says, one per layer;
+                 cache_v the same with Hv, or cache_k itself where shape.values_in_keys
     block_table  int32 (B, P): page of positions PAGE*i .. PAGE*i+PAGE-1 of a sequence; -1: no page, a write is dropped
     positions    int32 (rows,): position of each row's token, -1 for a padded row (nothing read, nothing written)
     out          float32 (rows, H*Hv)
-Shapes and layouts are in attention_plan.py. This module must not know of tokenizers or requests.
+Shapes are in attention_shape.py, layouts in attention_plan.py. This module must not know of tokenizers or requests.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ import numpy as np
 from engine.config import PAGE
 from engine.cuda.attention.attention_plan import (
     MAX_SPLITS,
-    AttentionShape,
     DecodePlan,
-    KernelRopeStyle,
-    LayerAttention,
     PrefillPlan,
     build_jobs,
     decode_plan,
@@ -34,6 +31,7 @@ from engine.cuda.attention.attention_plan import (
     scratch_bytes,
     scratch_slots,
 )
+from engine.cuda.attention.attention_shape import AttentionShape, KernelRopeStyle, LayerAttention
 from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch

@@ -2,10 +2,10 @@
 //
 // Where a sum of products could be contracted in two ways, the instruction is written out: two builds of a kernel must
 // give the same bits.
-// Defines (see attention_plan.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
+// Defines (see attention_shape.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
 // A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32, then GATE floats
 // that are not read here.
-// A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM]. Needs cache_numbers.cuh.
+// A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM], with CACHE_Q8 as in cached_rows.cuh. Needs cache_numbers.cuh.
 
 #define GROUP (HEADS / KV_HEADS)
 #ifndef GATE
@@ -72,23 +72,6 @@ DEVICE int last_seen(int position, int window, int length) { return position; }
 #ifdef VALUES_IN_KEYS
 static_assert(KEY_DIM > VALUE_DIM, "a key has a number that is not part of its value");
 #endif
-
-DEVICE bool is_finite(cache_t v) {
-#if CACHE_HALF
-    return (v & 0x7c00u) != 0x7c00u;
-#else
-    return (__float_as_uint(v) & 0x7f800000u) != 0x7f800000u;
-#endif
-}
-
-DEVICE cache_t spoilt() { return to_cache(not_a_number()); }
-
-// Stores an element of a value; clears `finite` where it is not.
-DEVICE void store_value(cache_t* to, cache_t v, bool& finite) {
-    const bool here = is_finite(v);
-    *to = here ? v : (cache_t)0;
-    finite = finite && here;
-}
 
 // With ALIBI the general kernels have one more argument, float32 (HEADS,): what a score loses per position of distance.
 // With DISTANCES, which kernels of prompts alone know, it is float32 (HEADS, 2 * DISTANCES + 1): what a score gains by the

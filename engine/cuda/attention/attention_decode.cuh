@@ -10,7 +10,8 @@
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
 // counters int32 [B][columns], zero before and after; out float32 [B][HEADS*VALUE_DIM].
-// The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh, attention_ranges.cuh.
+// The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh,
+// cached_rows.cuh, attention_ranges.cuh.
 
 #define DECODE_PARAMETERS                                                                              \
     const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,       \
@@ -46,6 +47,7 @@ struct Shared {
     float row_factor[HEAD_TILE];                   // of its sums in the end
     int last;
     bool spoils;  // the new token's value is not finite
+    mark_t mark;  // of its key
 };
 
 DEVICE int kv_head_of_block() { return blockIdx.x / HEAD_TILES; }
@@ -97,9 +99,10 @@ DEVICE int page_of_token(const Task& task, const int* block_table, int max_pages
 
 // Stores an element of the new token's value where it has a page; clears `finite` where it is not, page or not: the
 // token's score of itself depends on it in every block.
-DEVICE void append_value(cache_t* to, cache_t v, int page, bool& finite) {
+template <int DIM>
+DEVICE void append_value(const CachedRow<DIM>& row, int d, Rounded v, int page, bool& finite) {
     if (page >= 0)
-        store_value(to, v, finite);
+        store_value(row, d, v, finite);
     else
         finite = finite && is_finite(v);
 }
@@ -113,7 +116,7 @@ DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
 }
 
 // Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache, where
-// values are finite (attention_common.cuh), but for the last element of the key; mark_spoilt() finishes that.
+// values are finite (attention_common.cuh), but for the mark of the key; mark_spoilt() finishes that.
 // The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards. What a
 // warp has to do is asked for at once: its second head would wait for memory as long as its first.
 DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
@@ -121,7 +124,8 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block(),
               n_heads = heads_of_block();
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
-    const i64 at = cache_row(page, kv_head, task.position);
+    const CachedRow<KEY_DIM> key_row(cache_k, page, kv_head, task.position);
+    const CachedRow<VALUE_DIM> value_row(cache_v, page, kv_head, task.position);
     const int jobs = n_heads + (owns_new ? 2 : 0);
     auto source = [&](int job) {
         return job < n_heads ? row + (head0_of_block() + job) * KEY_DIM
@@ -159,13 +163,15 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             const float* const weight = is_key ? k_norm : q_norm;
             norm_and_rotate(from, 0, to, weight ? sh.norms[is_key] : 0, eps, sh.angles);
             bool finite = true;
+            ROUNDING_LOOP
             for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
-                const cache_t rounded = to_cache(to[d]);
-                to[d] = from_cache(rounded);
+                const Rounded v = rounded(to[d]);
+                to[d] = number_of(v);
                 if (!WRITES_VALUES && d < VALUE_DIM)
-                    append_value(cache_k + at * KEY_DIM + d, rounded, page, finite);
-                else if (page >= 0 && d != SPOILT_KEY_AT)
-                    cache_k[at * KEY_DIM + d] = rounded;
+                    append_value(key_row, d, v, page, finite);
+                else if (page >= 0)
+                    key_row.store_all_but_mark(d, v);
+                if (d == SPOILT_KEY_AT) sh.mark = mark_of(v);
             }
             if (!WRITES_VALUES && is_key) {
                 const bool spoils = __any_sync(FULL_MASK, !finite);
@@ -174,10 +180,11 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
         } else {
             const float* value = copied ? sh.new_value : qkv ? source(job) : sh.raw_value;
             bool finite = true;
+            ROUNDING_LOOP
             for (int d = lane; d < VALUE_DIM; d += WARP) {
-                const cache_t rounded = to_cache(value[d]);
-                sh.new_value[d] = from_cache(rounded);
-                if (WRITES_VALUES) append_value(cache_v + at * VALUE_DIM + d, rounded, page, finite);
+                const Rounded v = rounded(value[d]);
+                sh.new_value[d] = number_of(v);
+                if (WRITES_VALUES) append_value(value_row, d, v, page, finite);
             }
             if (WRITES_VALUES) {
                 const bool spoils = __any_sync(FULL_MASK, !finite);
@@ -187,12 +194,11 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
     }
 }
 
-// After take_token() and a barrier, in the block that owns the new token: the element of its key that says whether its
-// value is finite. It is written once: the position may be in the cache already, and be read by rows behind it.
+// After take_token() and a barrier, in the block that owns the new token: what of its key says whether its value is
+// finite. It is written once: the position may be in the cache already, and be read by rows behind it.
 DEVICE void mark_spoilt(const Shared& sh, const Task& task, int page, cache_t* cache_k) {
     if (threadIdx.x == 0 && page >= 0)
-        cache_k[cache_row(page, kv_head_of_block(), task.position) * KEY_DIM + SPOILT_KEY_AT] =
-            sh.spoils ? spoilt() : to_cache(sh.new_key[SPOILT_KEY_AT]);
+        CachedRow<KEY_DIM>(cache_k, page, kv_head_of_block(), task.position).store_mark(sh.spoils ? spoilt() : sh.mark);
 }
 
 // The new token's scores in base 2, one warp per head; read after the next barrier. NaN where the token's value is not

@@ -1,20 +1,11 @@
-// The inner part of decode attention for a float16 cache on tensor cores; joined behind attention_decode.cuh.
+// The inner part of decode attention on tensor cores; joined behind attention_decode.cuh and the file that knows how the
+// cache's numbers become operands, decode_tiles_half.cuh or decode_tiles_q8.cuh.
 //
-// A warp takes tiles of 16 positions. S^T = Q K^T with the 8 heads' float16 roundings as rows 0-7 of the 16-row operand
+// A warp takes tiles of TILE positions. S^T = Q K^T with the 8 heads' float16 roundings as rows 0-7 of the 16-row operand
 // and what rounding lost as rows 8-15, so both sum up to float32 exactness in one instruction; O^T = V^T P^T with the
 // weights as hi + lo in two. Which element of a head is which k index (or which row) does not matter as long as both
 // operands agree, so every lane reads 16 contiguous bytes of a row at a time. Copies are contiguous in memory; the
 // strides in shared memory put the 8 lanes of one 16-byte read phase into different banks.
-
-#define TILE 16
-#define KEY_CHUNKS (KEY_DIM / 32)                           // 16 bytes a lane: 32 elements of 8 positions
-#define KEY_TAIL (KEY_DIM % 32 != 0)                        // 8 bytes a lane: 16 elements
-#define VALUE_CHUNKS (VALUE_DIM / 64)                       // 16 bytes a lane: 64 elements of 4 positions
-#define VALUE_TAIL32 (VALUE_DIM % 64 >= 32)                 // 8 bytes a lane
-#define VALUE_TAIL16 (VALUE_DIM % 32 != 0)                  // 4 bytes a lane
-#define KEY_STRIDE ((KEY_DIM * 2 + 63) / 128 * 128 + 64)    // = 64 mod 128: phases read 64 bytes of two rows
-#define VALUE_STRIDE ((VALUE_DIM * 2 + 47) / 64 * 64 + 16)  // = 16 mod 64: phases read 32 bytes of rows 0, 2, 4, 6
-#define TILE_BYTES (TILE * (KEY_STRIDE + VALUE_STRIDE))
 
 struct Tiles {           // one warp's share of a range: tiles warp, warp + DECODE_WARPS, ...
     int count, pages32;  // pages32: lane i holds the page of this warp's tile (32 * n + i)
@@ -37,20 +28,6 @@ DEVICE Tiles tiles_of(const Task& task, const int* block_table, int max_pages) {
     return tiles;
 }
 
-// The 16 rows of a tile are contiguous in the cache; rows from `high` on become zeros (0 * garbage may be NaN), and so
-// does a tile without a page. Rows before a window's first position are finite values, as all that was cached.
-template <int DIM, int STRIDE>
-DEVICE void copy_rows(u8* to, const u16* cache, int start, int high, int page) {
-    const int lane = threadIdx.x & 31;
-    const u16* from = cache + cache_row(max(page, 0), kv_head_of_block(), start) * DIM;
-    if (page < 0) high = start;
-#pragma unroll
-    for (int i = 0; i < DIM / 16; ++i) {
-        const int n = i * WARP + lane, row = n / (DIM / 8), chunk = n % (DIM / 8);
-        copy_async<16>(to + row * STRIDE + chunk * 16, from + n * 8, start + row < high);
-    }
-}
-
 // What a warp fetches next: a tile of the range at hand, else its first tile of the block's next range.
 struct Fetch {
     int start, high, page;  // page -2: nothing
@@ -60,14 +37,14 @@ DEVICE Fetch fetch_of(const Tiles& tiles, const Task& task, int j) {
     return {tile_start(task, j), task.high, __shfl_sync(FULL_MASK, tiles.pages32, j & 31)};
 }
 
-DEVICE void copy_keys(u8* slot, const Fetch& fetch, const u16* cache_k) {
+DEVICE void copy_keys(u8* slot, const Fetch& fetch, const cache_t* cache_k) {
     if (fetch.page > -2) copy_rows<KEY_DIM, KEY_STRIDE>(slot, cache_k, fetch.start, fetch.high, fetch.page);
     copy_commit();
 }
 
-DEVICE void copy_values(u8* slot, const Fetch& fetch, const u16* cache_v) {
+DEVICE void copy_values(u8* slot, const Fetch& fetch, const cache_t* cache_v) {
     if (fetch.page > -2)
-        copy_rows<VALUE_DIM, VALUE_STRIDE>(slot + TILE * KEY_STRIDE, cache_v, fetch.start, fetch.high, fetch.page);
+        copy_rows<VALUE_DIM, VALUE_STRIDE>(slot + VALUES_IN_SLOT, cache_v, fetch.start, fetch.high, fetch.page);
     copy_commit();
 }
 
@@ -77,30 +54,19 @@ DEVICE Fetch first_of(const Tiles& tiles, const Task& task) {
 
 // Puts one head's scaled query where the lanes of every warp read it as matrix operand: fragments[i][lane] holds
 // hi and lo of two pairs of elements. One warp, after norm_and_rotate.
-DEVICE void store_fragments(uint4 (*fragments)[WARP], const float* query, int head, float factor) {
-    for (int pair = threadIdx.x & 31; pair < KEY_DIM / 2; pair += WARP) {
-        const int d = 2 * pair, in_tail = d - 32 * KEY_CHUNKS;
-        const int i = in_tail < 0 ? 2 * (d / 32) + d % 8 / 4 : 2 * KEY_CHUNKS,
-                  t = in_tail < 0 ? d % 32 / 8 : in_tail / 4;
-        u32* words = (u32*)&fragments[i][head * 4 + t] + d % 4;
-        split_halves(query[d] * factor, query[d + 1] * factor, words[0], words[1]);
+DEVICE void store_fragments(uint4 (*fragments)[WARP], float* offsets, const float* query, int head, float factor) {
+    for (int first = 0; first < KEY_DIM / 2; first += WARP) {
+        const int pair = first + (threadIdx.x & 31), d = 2 * pair, in_tail = d - 32 * KEY_CHUNKS;
+        u32 hi = 0, lo = 0;
+        if (pair < KEY_DIM / 2) {
+            const int i = in_tail < 0 ? 2 * (d / 32) + d % 8 / 4 : 2 * KEY_CHUNKS,
+                      t = in_tail < 0 ? d % 32 / 8 : in_tail / 4;
+            u32* words = (u32*)&fragments[i][head * 4 + t] + d % 4;
+            split_halves(query[d] * factor, query[d + 1] * factor, hi, lo);
+            words[0] = hi, words[1] = lo;
+        }
+        note_offset(offsets, head, pair, hi, lo);
     }
-}
-
-// Rows 2i and 2i+1 of V^T from words of four positions, times the weights.
-DEVICE void add_values(float (&o)[4], u32 r0, u32 r1, u32 r2, u32 r3, const u32 (&hi)[2], const u32 (&lo)[2]) {
-    const u32 a0 = __byte_perm(r0, r1, 0x5410), a1 = __byte_perm(r0, r1, 0x7632);
-    const u32 a2 = __byte_perm(r2, r3, 0x5410), a3 = __byte_perm(r2, r3, 0x7632);
-    mma16(o, a0, a1, a2, a3, hi[0], hi[1]);
-    mma16(o, a0, a1, a2, a3, lo[0], lo[1]);
-}
-
-// First element of a value head that accumulator i of a lane holds: o[i][0], o[i][2] are elements d, d+1 of head 2t.
-DEVICE int value_of(int i, int g) {
-    if (i < 4 * VALUE_CHUNKS) return 64 * (i / 4) + 8 * g + 2 * (i % 4);
-    i -= 4 * VALUE_CHUNKS;
-    if (VALUE_TAIL32 && i < 2) return 64 * VALUE_CHUNKS + 4 * g + 2 * i;
-    return 64 * VALUE_CHUNKS + VALUE_TAIL32 * 32 + 2 * g;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -108,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     extern __shared__ __align__(16) u8 dynamic[];  // a tile for each warp, then merge
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
+    __shared__ float offsets[CACHE_Q8 ? KEY_CHUNKS * 8 : 1];
     const Cuts cuts = {window, max_pages * PAGE};
     Task begin;
 #if ONE_RANGE
@@ -140,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     bring_norms(sh, q_norm, k_norm);
     rope_angles(sh.angles, begin.position, inv_freq, rope_scale);
     for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
+    for (int i = threadIdx.x; CACHE_Q8 && i < KEY_CHUNKS * 8; i += THREADS) offsets[i] = 0.0f;
     __syncthreads();
     pdl_wait();
 #if ONE_RANGE
@@ -177,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             first_row = false;
             const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
             for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
-                store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
+                store_fragments(fragments, offsets, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
             if (share.owns_new) {
                 score_new_token(sh, row_scale, softcap);
@@ -205,43 +173,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         const int first = task.first, high_end = task.high;
         for (int j = 0; j < tiles.count; ++j) {
             const int start = tile_start(task, j);
-            float s[2][2][4] = {};  // positions 0-7 and 8-15; two sums each, for shorter chains
+            float s[TILE / 4];  // of positions 8n + 2t and the next one, for each n
             if (j == 0)
                 copy_wait<2>();
             else
                 copy_wait<1>();
             __syncwarp();
-#pragma unroll
-            for (int c = 0; c < KEY_CHUNKS; ++c) {
-                const uint4 q0 = QUERY(2 * c), q1 = QUERY(2 * c + 1);
-#pragma unroll
-                for (int n = 0; n < 2; ++n) {
-                    const uint4 k = *(const uint4*)(slot + (8 * n + g) * KEY_STRIDE + 64 * c + 16 * t);
-                    mma16(s[n][0], q0.x, q0.y, q0.z, q0.w, k.x, k.y);
-                    mma16(s[n][1], q1.x, q1.y, q1.z, q1.w, k.z, k.w);
-                }
-            }
-            if (KEY_TAIL) {
-                const uint4 last = QUERY(KEY_DIM / 16 - 1);
-#pragma unroll
-                for (int n = 0; n < 2; ++n) {
-                    const uint2 k = *(const uint2*)(slot + (8 * n + g) * KEY_STRIDE + 64 * KEY_CHUNKS + 8 * t);
-                    mma16(s[n][0], last.x, last.y, last.z, last.w, k.x, k.y);
-                }
-            }
+            score_tile(s, slot, [&](int i) { return QUERY(i); }, offsets);
             __syncwarp();
             if (j + 1 < tiles.count && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
             const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1)
                                                       : first_of(tiles_ahead, next);
             copy_keys(slot, fetch, cache_k);
 
-            float p[4], high = LOWEST;
+            float p[TILE / 4], high = LOWEST;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < TILE / 4; ++i) {
                 const int at = start + 8 * (i >> 1) + 2 * t + (i & 1);
-                const float score = score_base2((s[i >> 1][0][i & 1] + s[i >> 1][1][i & 1]) +
-                                                    (s[i >> 1][0][(i & 1) + 2] + s[i >> 1][1][(i & 1) + 2]),
-                                                softcap);
+                const float score = score_base2(s[i], softcap);
                 p[i] = at >= first && at < high_end ? score : minus_infinity();
                 high = fmaxf(high, p[i] - 8.0f);  // weights up to 2^8 keep the lo halves out of the subnormals
             }
@@ -258,46 +207,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                     o[i][0] *= left_shrink, o[i][1] *= right_shrink, o[i][2] *= left_shrink, o[i][3] *= right_shrink;
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) p[i] = power2(p[i] - top);
-            sum += (p[0] + p[1]) + (p[2] + p[3]);
-            u32 hi[2], lo[2];
-            split_halves(p[0], p[1], hi[0], lo[0]);
-            split_halves(p[2], p[3], hi[1], lo[1]);
+            for (int i = 0; i < TILE / 4; ++i) p[i] = power2(p[i] - top);
+            u32 hi[TILE / 16][2], lo[TILE / 16][2];
+#pragma unroll
+            for (int i = 0; i < TILE / 16; ++i) {
+                sum += (p[4 * i] + p[4 * i + 1]) + (p[4 * i + 2] + p[4 * i + 3]);
+                split_halves(p[4 * i], p[4 * i + 1], hi[i][0], lo[i][0]);
+                split_halves(p[4 * i + 2], p[4 * i + 3], hi[i][1], lo[i][1]);
+            }
 
             if (j == 0)
                 copy_wait<2>();
             else
                 copy_wait<1>();
             __syncwarp();
-            const u8* values = slot + TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's: 2t, 2t+1, 2t+8, 2t+9
 #pragma unroll
-            for (int c = 0; c < VALUE_CHUNKS; ++c) {
-                uint4 r[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    r[i] = *(const uint4*)(values + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 128 * c + 16 * g);
-                add_values(o[4 * c], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
-                add_values(o[4 * c + 1], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
-                add_values(o[4 * c + 2], r[0].z, r[1].z, r[2].z, r[3].z, hi, lo);
-                add_values(o[4 * c + 3], r[0].w, r[1].w, r[2].w, r[3].w, hi, lo);
-            }
-            values += 128 * VALUE_CHUNKS;
-            if (VALUE_TAIL32) {
-                uint2 r[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    r[i] = *(const uint2*)(values + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
-                add_values(o[4 * VALUE_CHUNKS], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
-                add_values(o[4 * VALUE_CHUNKS + VALUE_TAIL32], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
-                values += 64;
-            }
-            if (VALUE_TAIL16) {
-                u32 r[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    r[i] = *(const u32*)(values + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
-                add_values(o[VALUE_DIM / 16 - 1], r[0], r[1], r[2], r[3], hi, lo);
-            }
+            for (int i = 0; i < TILE / 16; ++i) add_positions(o, slot, i, hi[i], lo[i]);
             __syncwarp();
             copy_values(slot, fetch, cache_v);
         }

@@ -53,15 +53,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         for (int start = task.low + warp * TILE; start < task.high; start += DECODE_WARPS * TILE) {
             const int page = pages[start / PAGE];  // a tile is part of one page
             if (page < 0) continue;
-            const i64 row = cache_row(page, kv_head, start);
             const int n = min(TILE, task.high - start);
             const bool seen = lane < n && start + lane >= task.first;
-            const cache_t* key = cache_k + (row + min(lane, n - 1)) * KEY_DIM;
+            const CachedRow<KEY_DIM> key(cache_k, page, kv_head, start + min(lane, n - 1));
             float s[HEAD_TILE] = {};
 #pragma unroll 4
             for (int d = 0; d < KEY_DIM; d += KEY_STEP) {
                 float k[KEY_STEP];
-                load_cached(k, key + d);
+                key.load(k, d);
 #pragma unroll
                 for (int h = 0; h < HEAD_TILE; ++h)
 #pragma unroll
@@ -85,12 +84,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncwarp();
 #pragma unroll 4
             for (int r = 0; r < n; ++r) {
-                const cache_t* value = cache_v + (row + r) * VALUE_STRIDE;
+                const CachedRow<VALUE_STRIDE> value(cache_v, page, kv_head, start + r);
                 float v[VALUES_PER_LANE];
 #pragma unroll
                 for (int i = 0; i < VALUES_PER_LANE; ++i) {
                     const int d = lane + i * WARP;
-                    v[i] = VALUE_DIM % WARP == 0 || d < VALUE_DIM ? from_cache(value[d]) : 0.0f;
+                    v[i] = VALUE_DIM % WARP == 0 || d < VALUE_DIM ? value[d] : 0.0f;
                 }
 #pragma unroll
                 for (int h = 0; h < HEAD_TILE; ++h)

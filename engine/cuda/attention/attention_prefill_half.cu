@@ -1,11 +1,11 @@
-// Prefill attention for a float16 cache on tensor cores: online softmax, no score matrix in memory.
+// Prefill attention on tensor cores, for a cache of float16 or of 8 bits, which becomes float16 on its way to shared memory: online softmax, no score matrix in memory.
 // (Tri Dao et al., FlashAttention, 2022.)
 //
 // grid (tiles, HEADS), TILE_ROWS / 16 warps. One block: up to TILE_ROWS consecutive rows of one sequence, one head; it
 // walks the cache in steps of TILE_COLUMNS positions, the next step's copies under way. A warp owns 16 rows.
 // qkv float32 [T][ROW_WIDTH] with rotated queries; tiles int32 [n][4]: first row, rows, sequence, position of the first
 // row; out float32 [T][HEADS*VALUE_DIM]. Queries enter as float16 hi + lo (exact to ~22 bits), weights as float16.
-// Needs attention_common.cuh.
+// Needs attention_common.cuh, cached_rows.cuh, with CACHE_Q8 bytes_as_halves.cuh.
 
 #define WARPS (TILE_ROWS / 16)
 #define THREADS (WARPS * WARP)
@@ -14,23 +14,34 @@
 #define STAGE (TILE_COLUMNS * (KEY_STRIDE + VALUE_STRIDE))
 #define QUERIES_IN_SHARED (KEY_DIM > 128)  // else in registers
 
+// Rows of a page into shared memory, as float16; zeros where !valid.
+#if CACHE_Q8
+template <int DIM>
+DEVICE void copy_rows(u16* to, const CachedRow<DIM>& from, int n_valid) {
+    for (int i = threadIdx.x; i < TILE_COLUMNS * (DIM / 8); i += THREADS) {
+        const int p = i / (DIM / 8), d = i % (DIM / 8) * 8;
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (p < n_valid) v = numbers_of(*(const uint2*)(from.bytes + i * 8), from.scales[i * 8 / BLOCK]);
+        *(uint4*)(to + p * (DIM + 8) + d) = v;
+    }
+}
+#else
+template <int DIM>
+DEVICE void copy_rows(u16* to, const CachedRow<DIM>& from, int n_valid) {
+    for (int i = threadIdx.x; i < TILE_COLUMNS * (DIM / 8); i += THREADS) {
+        const int p = i / (DIM / 8), d = i % (DIM / 8) * 8;
+        copy_async<16>(to + p * (DIM + 8) + d, from.numbers + p * DIM + d, p < n_valid);
+    }
+}
+#endif
+
 // TILE_COLUMNS positions from `start` on, all of one page; zeros from position `end` on
 // and where there is no page.
-DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const int* pages, int kv_head, int start,
+DEVICE void copy_tile(u16* stage, const cache_t* cache_k, const cache_t* cache_v, const int* pages, int kv_head, int start,
                       int end) {
-    const int page = pages[start / PAGE];
-    if (page < 0) end = start;
-    const i64 row = cache_row(max(page, 0), kv_head, start);
-    const u16 *keys = cache_k + row * KEY_DIM, *values = cache_v + row * VALUE_DIM;
-    for (int i = threadIdx.x; i < TILE_COLUMNS * (KEY_DIM / 8); i += THREADS) {
-        const int p = i / (KEY_DIM / 8), d = i % (KEY_DIM / 8) * 8;
-        copy_async<16>(stage + p * KEY_STRIDE + d, keys + p * KEY_DIM + d, start + p < end);
-    }
-    stage += TILE_COLUMNS * KEY_STRIDE;
-    for (int i = threadIdx.x; i < TILE_COLUMNS * (VALUE_DIM / 8); i += THREADS) {
-        const int p = i / (VALUE_DIM / 8), d = i % (VALUE_DIM / 8) * 8;
-        copy_async<16>(stage + p * VALUE_STRIDE + d, values + p * VALUE_DIM + d, start + p < end);
-    }
+    const int page = pages[start / PAGE], at = max(page, 0), n_valid = page < 0 ? 0 : end - start;
+    copy_rows(stage, CachedRow<KEY_DIM>(cache_k, at, kv_head, start), n_valid);
+    copy_rows(stage + TILE_COLUMNS * KEY_STRIDE, CachedRow<VALUE_DIM>(cache_v, at, kv_head, start), n_valid);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

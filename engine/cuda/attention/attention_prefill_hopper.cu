@@ -1,4 +1,4 @@
-// Prefill attention for a float16 cache on Hopper: online softmax over asynchronous matrix products.
+// Prefill attention on Hopper, for a cache of float16 or of 8 bits, which becomes float16 in shared memory: online softmax over asynchronous matrix products.
 // (Jay Shah et al., FlashAttention-3, 2024.)
 //
 // grid (KV_HEADS, tiles), 1 + CONSUMERS warpgroups. One block: up to TILE_ROWS positions of one sequence, and all
@@ -10,76 +10,10 @@
 //
 // A row's result has the same bits whatever tile it falls into and however the prompt was cut: steps begin at multiples
 // of TILE_COLUMNS of the position, and a step that the row does not see adds exactly nothing.
-// Needs attention_common.cuh, hopper.cuh.
+// Needs attention_common.cuh, hopper.cuh, prefill_stages.cuh and one of prefill_pages_half.cuh, prefill_pages_q8.cuh.
 
-#define CONSUMER_THREADS (CONSUMERS * 128)
-#define THREADS (128 + CONSUMER_THREADS)
-#define KEY_BLOCKS ((KEY_DIM + 63) / 64)
-#define VALUE_BLOCKS ((VALUE_DIM + 63) / 64)
-#define QUERY_BYTES (KEY_BLOCKS * 64 * BLOCK_ROW)  // of one warpgroup
-#define COLUMN_BLOCK (TILE_COLUMNS * BLOCK_ROW)    // 64 elements of a step's keys or values
-#define KEY_BYTES (KEY_BLOCKS * COLUMN_BLOCK)
-#define VALUE_BYTES (VALUE_BLOCKS * COLUMN_BLOCK)
-#define STAGES 2
-#ifndef PING_PONG
-#define PING_PONG 1
-#endif
-#define PAGES (TILE_COLUMNS / PAGE)
 #define PRODUCER_REGISTERS (CONSUMERS == 2 ? 40 : 32)
 #define CONSUMER_REGISTERS (CONSUMERS == 2 ? 232 : 160)
-
-struct Barriers {  // shared addresses, one per stage
-    u32 keys_full, keys_free, values_full, values_free;
-};
-
-DEVICE u32 of_stage(u32 barrier, int n) { return barrier + n % STAGES * 8; }
-DEVICE int phase_of(int n) { return n / STAGES & 1; }
-
-// The PAGE positions of a page from `start` on; zeros from position `end` on and where there is no page.
-template <int DIM>
-DEVICE void copy_page(u32 to, const u16* cache, int page, int kv_head, int start, int end) {
-    const u16* from = cache + cache_row(max(page, 0), kv_head, start) * DIM;
-    const int n_valid = page < 0 ? 0 : end - start;
-#pragma unroll 4  // all at once they would need more registers than this warpgroup keeps
-    for (int k = 0; k < PAGE * (DIM / 8) / 128; ++k) {
-        const int i = k * 128 + threadIdx.x % 128, row = i / (DIM / 8), chunk = i % (DIM / 8);
-        const u32 at = to + chunk / 8 * COLUMN_BLOCK + swizzled(row, chunk % 8);
-        const int n_bytes = row < n_valid ? 16 : 0;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from + i * 8), "r"(n_bytes)
-                     : "memory");
-    }
-}
-
-// The warpgroup that copies. A stage is filled again when every warp of the consumers has let it go.
-DEVICE void produce(u32 keys, u32 values, const Barriers& barriers, const u16* cache_k, const u16* cache_v,
-                    const int* pages, int kv_head, int first, int end, int count) {
-    int page[PAGES], next[PAGES];
-#pragma unroll
-    for (int i = 0; i < PAGES; ++i) page[i] = first + i * PAGE < end ? pages[first / PAGE + i] : -1;
-    for (int n = 0; n < count; ++n) {
-        const int start = first + n * TILE_COLUMNS, stage = n % STAGES;
-#pragma unroll
-        for (int i = 0; i < PAGES; ++i) {
-            const int p = start + TILE_COLUMNS + i * PAGE;
-            next[i] = p < end ? pages[p / PAGE] : -1;
-        }
-        barrier_wait(of_stage(barriers.keys_free, n), phase_of(n) ^ 1);
-#pragma unroll
-        for (int i = 0; i < PAGES; ++i)
-            copy_page<KEY_DIM>(keys + stage * KEY_BYTES + i * PAGE * BLOCK_ROW, cache_k, page[i], kv_head,
-                               start + i * PAGE, end);
-        barrier_arrive_after_copies(of_stage(barriers.keys_full, n));
-        barrier_wait(of_stage(barriers.values_free, n), phase_of(n) ^ 1);
-#pragma unroll
-        for (int i = 0; i < PAGES; ++i)
-            copy_page<VALUE_DIM>(values + stage * VALUE_BYTES + i * PAGE * BLOCK_ROW, cache_v, page[i], kv_head,
-                                 start + i * PAGE, end);
-        barrier_arrive_after_copies(of_stage(barriers.values_full, n));
-#pragma unroll
-        for (int i = 0; i < PAGES; ++i) page[i] = next[i];
-    }
-    copy_wait<0>();  // nothing may be under way when the block ends
-}
 
 // 64 rows of queries as float16 into this warpgroup's part of shared memory; zeros behind the tile's last row.
 DEVICE void store_queries(u32 to, const float* qkv, int4 tile, int row0, int kv_head) {
@@ -266,11 +200,14 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_prefill(PREFILL_PARAMETERS) {
-    extern __shared__ u8 dynamic[];  // barriers, then 1024-byte aligned: queries, STAGES keys, STAGES values
+    extern __shared__ u8 dynamic[];  // barriers, then 1024-byte aligned: queries, STAGES keys, STAGES values,
+                                  // RAW_SLOTS copies
     const u32 base = shared_address(dynamic);
-    const Barriers barriers = {base, base + 8 * STAGES, base + 16 * STAGES, base + 24 * STAGES};
-    const u32 queries = (base + 32 * STAGES + 1023) & ~1023u, keys = queries + CONSUMERS * QUERY_BYTES,
+    const u32 queries = (base + 32 * STAGES + 8 * RAW_SLOTS + 1023) & ~1023u, keys = queries + CONSUMERS * QUERY_BYTES,
               values = keys + STAGES * KEY_BYTES;
+    const Barriers barriers = {base, base + 8 * STAGES, base + 16 * STAGES, base + 24 * STAGES, base + 32 * STAGES,
+                               values + STAGES * VALUE_BYTES};
+    if (threadIdx.x < RAW_SLOTS) barrier_init(barriers.raw_full + 8 * threadIdx.x, 1);
     if (threadIdx.x < STAGES) {
         barrier_init(barriers.keys_full + 8 * threadIdx.x, 128);
         barrier_init(barriers.values_full + 8 * threadIdx.x, 128);

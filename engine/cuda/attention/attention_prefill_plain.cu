@@ -2,7 +2,7 @@
 //
 // grid (tiles, HEADS), 8 warps of 4 rows. Keys and queries pass through shared memory in slices of SLICE elements, one
 // lane per cache position for the scores, one lane per element for the values. Arguments as in
-// attention_prefill_half.cu. Needs attention_common.cuh.
+// attention_prefill_half.cu. Needs attention_common.cuh, cached_rows.cuh.
 
 #define SLICE 64
 #define COLUMNS 32
@@ -31,13 +31,12 @@ extern "C" __global__ void __launch_bounds__(256)
 
     for (int start = first; start < end; start += COLUMNS) {
         const int page = pages[start / PAGE], n = page < 0 ? 0 : min(COLUMNS, end - start);
-        const i64 row = cache_row(page, kv_head, start);
         float s[ROWS_PER_WARP] = {};
         for (int slice = 0; slice < KEY_DIM; slice += SLICE) {
             __syncthreads();
             for (int i = threadIdx.x; i < COLUMNS * SLICE; i += 256) {
                 const int p = i / SLICE, d = slice + i % SLICE;
-                keys[p][i % SLICE] = p < n && d < KEY_DIM ? from_cache(cache_k[(row + p) * KEY_DIM + d]) : 0.0f;
+                keys[p][i % SLICE] = p < n && d < KEY_DIM ? CachedRow<KEY_DIM>(cache_k, page, kv_head, start + p)[d] : 0.0f;
                 queries[p][i % SLICE] =
                     p < tile.y && d < KEY_DIM ? qkv[(i64)(tile.x + p) * ROW_WIDTH + head * KEY_DIM + d] : 0.0f;
             }
@@ -71,11 +70,11 @@ extern "C" __global__ void __launch_bounds__(256)
         }
 #pragma unroll 4
         for (int p = 0; p < n; ++p) {
-            const cache_t* value = cache_v + (row + p) * VALUE_STRIDE;
+            const CachedRow<VALUE_STRIDE> value(cache_v, page, kv_head, start + p);
 #pragma unroll
             for (int i = 0; i < VALUES_PER_LANE; ++i) {
                 const int d = lane + i * WARP;
-                const float v = VALUE_DIM % WARP == 0 || d < VALUE_DIM ? from_cache(value[d]) : 0.0f;
+                const float v = VALUE_DIM % WARP == 0 || d < VALUE_DIM ? value[d] : 0.0f;
 #pragma unroll
                 for (int r = 0; r < ROWS_PER_WARP; ++r) o[r][i] += __shfl_sync(FULL_MASK, s[r], p) * v;
             }

@@ -47,8 +47,8 @@ class AttentionCache:
     A window changes what attention reads, not what is kept.
 
     Attributes:
-        keys: (N, K, PAGE, Hk) float16 or float32.
-        values: (N, K, PAGE, Hv); the keys themselves where the shape says that keys contain them, as absorbed latent
+        keys: (N, K, PAGE, Hk) float16 or float32, or uint8 (N, K, bytes of a head): AttentionShape.cache_array.
+        values: likewise with Hv; the keys themselves where the shape says that keys contain them, as absorbed latent
             attention has them.
         index_keys: (N, PAGE, Di) of an indexer, where the layer has one of its own.
     """
@@ -74,15 +74,15 @@ class AttentionCache:
         import cupy
 
         shape = self._shape
-        dtype = np.dtype(f"f{shape.kv_type.float_bytes}")
         # Zeroed once: kernels may multiply any value of a page by zero, so it must be finite; writers keep it so.
-        self.keys = self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype)
+        self.keys = self.values = cupy.zeros(*shape.cache_array(n_pages, shape.key_dim))
         self.paged = (self.keys,)
         if not shape.values_in_keys:
-            self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.value_dim), dtype)
+            self.values = cupy.zeros(*shape.cache_array(n_pages, shape.value_dim))
             self.paged = (self.keys, self.values)
         if self._index_width:
-            self.index_keys = cupy.zeros((n_pages, PAGE, self._index_width), dtype)
+            floats = np.dtype(f"f{shape.kv_type.float_bytes}")
+            self.index_keys = cupy.zeros((n_pages, PAGE, self._index_width), floats)
             self.paged += (self.index_keys,)
 
 

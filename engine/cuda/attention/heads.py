@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.attention_shape import AttentionShape
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.rows import parts
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope

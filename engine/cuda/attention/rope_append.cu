@@ -5,7 +5,7 @@
 // Cached values are finite, see attention_common.cuh. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH]
 // or null; block_table int32 [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions
 // int32 [T], position -1 = leave the row alone; inv_freq float64 [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null.
-// Needs attention_common.cuh.
+// Needs attention_common.cuh, cached_rows.cuh.
 extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
                 int max_pages, const int* row_sequence, const int* positions, const double* inv_freq, float rope_scale,
@@ -32,21 +32,20 @@ extern "C" __global__ void __launch_bounds__(128)
             const float factor = query_factor({temperature, temperature_length, temperature_offset}, position);
             for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d] * factor;
         } else if (page >= 0) {
-            const i64 at = cache_row(page, head - HEADS, position);
             const int value = VALUES_AT + (head - HEADS) * VALUE_DIM;
-            cache_t* to = cache_k + at * KEY_DIM;
+            const CachedRow<KEY_DIM> key_row(cache_k, page, head - HEADS, position);
+            const CachedRow<VALUE_DIM> value_row(cache_v, page, head - HEADS, position);
             bool finite = true;
             for (int d = lane; WRITES_VALUES && d < VALUE_DIM; d += WARP)
-                store_value(cache_v + at * VALUE_DIM + d, to_cache(row[value + d] + (bias ? bias[value + d] : 0.0f)),
-                            finite);
+                store_value(value_row, d, rounded(row[value + d] + (bias ? bias[value + d] : 0.0f)), finite);
             for (int d = lane; d < KEY_DIM; d += WARP) {
-                const cache_t v = to_cache(scratch[warp][d]);
+                const Rounded v = rounded(scratch[warp][d]);
                 if (!WRITES_VALUES && d < VALUE_DIM)
-                    store_value(to + d, v, finite);
+                    store_value(key_row, d, v, finite);
                 else
-                    to[d] = v;
+                    key_row.store(d, v);
             }
-            if (__any_sync(FULL_MASK, !finite) && lane == SPOILT_KEY_AT % WARP) to[SPOILT_KEY_AT] = spoilt();
+            if (__any_sync(FULL_MASK, !finite) && lane == SPOILT_KEY_AT % WARP) key_row.store_mark(spoilt());
         }
         __syncwarp();
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.cuda.attention.attention_plan import AttentionShape, LayerAttention
+from engine.cuda.attention.attention_shape import AttentionShape, LayerAttention
 from engine.cuda.driver.arrays import Argument, DeviceArray
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch

@@ -10,7 +10,8 @@ from enum import Enum
 from math import prod
 
 from engine.config import PAGE, KvType
-from engine.cuda.attention.attention_plan import COMMON_FILES, AttentionShape, Job
+from engine.cuda.attention.attention_plan import COMMON_FILES, Job
+from engine.cuda.attention.attention_shape import AttentionShape
 from engine.model.config import IndexerConfig, IndexerKind, RopeStyle
 
 MOST_SHARED = 12000

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from engine.config import KvType
 from engine.cuda.launch_plan.families import Card
 from engine.cuda.launch_plan.layer import (
     CombinedPlan,
@@ -40,6 +41,8 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         settings: of the runner.
     """
     config, weights = model.config, model.weights
+    if not config.generates and settings.kv_type is KvType.Q8_0:
+        settings = replace(settings, kv_type=KvType.F16)  # keys and values of whole texts are not kept
     chooser = Chooser(Card(*card), settings.deterministic)
     kept = _kept_caches(weights.layers)
     layers = [_layer(layer, chooser, settings, kept) for layer in weights.layers]

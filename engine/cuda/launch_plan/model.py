@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from engine.concurrency.lazy import lazy
 from engine.config import KvType, step_sizes
 from engine.cuda.attention import step_rows
-from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.attention_shape import AttentionShape
 from engine.cuda.attention.cache import CacheShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.costs import Cost, cost_of, rows_of_turns

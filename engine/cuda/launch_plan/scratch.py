@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.config import PAGE
-from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.attention_shape import AttentionShape
 from engine.cuda.indexer.plan import (
     Arrays,
     IndexerShape,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.cuda.attention.attention import LayerAttention
-from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.attention_shape import AttentionShape
 from engine.cuda.attention.heads import HeadSteps
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts.heads import HeadProducts

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from engine.config import KvType
-from engine.cuda.attention.attention_plan import LARGEST_HEAD
+from engine.cuda.attention.attention_shape import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
 from engine.cuda.indexer.plan import MOST_SHARED, indexer_shape
 from engine.cuda.launch_plan.parts.norms import folds
@@ -188,8 +188,12 @@ def check_features(model: LoadedModel, kv_type: KvType = KvType.F16) -> None:
             f"architecture {model.config.architecture!r} does not run on the GPU yet, which lacks: "
             f"{', '.join(missing)}; use device='cpu'"
         )
-    if kv_type is KvType.Q8_0:
-        raise DeviceError("the GPU has no kernels yet for a cache of kv_type 'q8_0': use f16, or device='cpu'")
+    indexed = any(layer.attention_part is not None and layer.attention_part.indexer for layer in model.config.layers)
+    if kv_type is KvType.Q8_0 and indexed:
+        raise DeviceError(
+            f"kv_type is 'q8_0'; architecture {model.config.architecture!r} has an indexer, which reads caches of f16 "
+            "and f32 alone on the GPU: use one of those, or device='cpu'"
+        )
 
 
 def missing_features(model: LoadedModel) -> list[str]:

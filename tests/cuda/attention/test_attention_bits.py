@@ -7,7 +7,7 @@ import pytest
 
 from engine.config import KvType
 from engine.cuda.attention.attention import PAGE, prefill_tiles
-from tests.support.gpu.attention_reference import World, shape_of
+from tests.support.gpu.attention_reference import World, empty_pages, shape_of
 
 pytestmark = pytest.mark.gpu
 
@@ -18,11 +18,14 @@ SHAPES = [
     shape_of(14, 2, 96),
     shape_of(8, 2, 40),
     shape_of(8, 2, 64, half=False),
+    shape_of(8, 2, 128, half=KvType.Q8_0),
+    shape_of(8, 1, 256, half=KvType.Q8_0),
+    shape_of(14, 2, 96, half=KvType.Q8_0),
 ]
 
 
 def name_of(shape):
-    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {'f16' if shape.kv_type is KvType.F16 else 'f32'}"
+    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {shape.kv_type}"
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------
@@ -58,10 +61,7 @@ class Prompt:
         table = np.full((3, slots + 2), -1, np.int32)
         table[2, :slots], table[0, :slots] = pages[:slots], pages[slots:]
         table = cp.asarray(table)
-        caches = [
-            cp.full((2 * slots + 5, shape.kv_heads, PAGE, dim), np.nan, world.dtype)
-            for dim in (shape.key_dim, shape.value_dim)
-        ]
+        caches = [cp.asarray(empty_pages(shape, 2 * slots + 5, dim)) for dim in (shape.key_dim, shape.value_dim)]
         at, found = 0, []
         for piece, n in enumerate(cuts):
             beside = min(n_beside, TOTAL - piece * n_beside)

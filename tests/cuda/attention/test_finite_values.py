@@ -13,8 +13,9 @@ import pytest
 
 from engine.config import PAGE, KvType
 from engine.cuda.attention.attention_plan import PrefillPlan, decode_plan, jobs_of_plans, prefill_plan
+from engine.cuda.attention.attention_shape import LayerAttention
 from engine.cuda.driver.compiler import kernel_files
-from tests.support.gpu.attention_reference import shape_of
+from tests.support.gpu.attention_reference import attend64, empty_pages, numbers, shape_of
 from tests.support.gpu.helpers import decode_logits, opened
 from tests.support.gpu.host_kernels import address, host_library
 from tests.support.models.feature_models import CASES, latent
@@ -24,6 +25,8 @@ LATENT = {"dim": 40, "value_dim": 32, "rope_dim": 0, "kv_heads": 1, "values_in_k
 SHAPES = {
     "f16": shape_of(2, 2, 32),
     "f32": shape_of(2, 2, 32, half=False),
+    "q8_0": shape_of(2, 2, 64, half=KvType.Q8_0),
+    "q8_0, other tails": shape_of(4, 2, 96, value_dim=160, half=KvType.Q8_0),
     "biases": shape_of(2, 2, 32, rope_dim=0, alibi=True),
     "latent f16": shape_of(2, **LATENT),
     "latent f32": shape_of(2, half=False, **LATENT),
@@ -32,6 +35,7 @@ SHAPES = {
 WIDE = {
     "wide f16": shape_of(8, 2, 128),
     "wide f32": shape_of(8, 2, 128, half=False),
+    "wide q8_0": shape_of(8, 2, 128, half=KvType.Q8_0),
     "wide latent": shape_of(16, 1, 576, value_dim=512, rope_dim=0, values_in_keys=True),
 }
 HOST_ROWS, HOST_AT, HOST_WINDOW = 40, 36, 3
@@ -98,8 +102,8 @@ def spoil(rows, at, shape, kind):
 
 
 def kinds_of(shape):
-    """1e9 is infinity in a float16 cache."""
-    return ("row", "infinite", "too large") if shape.kv_type is KvType.F16 else ("row", "infinite")
+    """1e9 is infinity in a float16 cache, and more than the scale of bytes can be."""
+    return ("row", "infinite") if shape.kv_type is KvType.F32 else ("row", "infinite", "too large")
 
 
 def spoilt_heads(shape, kind):
@@ -142,7 +146,7 @@ def host_plan(shape):
 
 def host_source(name, files, defines, text):
     """C++ of a kernel, in a namespace of its own."""
-    body = "".join(text[file] for file in files)
+    body = "".join(text[file] for file in files if file != "half_pairs.cuh")  # cuda_on_host.h has it
     for pattern, by in ON_HOST:
         body = re.sub(pattern, by, body, flags=re.DOTALL)
     source = "".join(f"\n#define {key} {value}" for key, value in defines.items())
@@ -169,12 +173,13 @@ def library(tmp_path_factory):
 def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one"):
     """(results, keys, values) of a prompt whose last positions may be decoded instead, then with their results alone.
 
-    Keys and values are (pages, kv_heads, PAGE, width). The last page is not the sequence's; all of them are NaN before.
+    Keys and values are (pages, kv_heads, PAGE, width), as numbers. The last page is not the sequence's; all of them are
+    garbage before.
     """
     shape, i, n = SHAPES[name], list(SHAPES).index(name), len(rows) - len(decoded)
-    dtype, pages = np.float16 if shape.kv_type is KvType.F16 else np.float32, -(-len(rows) // PAGE) + 1
-    keys = np.full((pages, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
-    values = keys if shape.values_in_keys else np.full((pages, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
+    pages = -(-len(rows) // PAGE) + 1
+    keys = empty_pages(shape, pages, shape.key_dim)
+    values = keys if shape.values_in_keys else empty_pages(shape, pages, shape.value_dim)
     page_of = [*range(pages - 1), -1]
     table, positions, sequence = (np.array(one, np.int32) for one in ([page_of], range(len(rows)), [0] * n))
     tiles = np.array([[row, min(PLAIN.rows, n - row), 0, row] for row in range(0, n, PLAIN.rows)], np.int32)
@@ -190,7 +195,7 @@ def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one
     if not decoded:
         tiled = (rows, keys, values, table, pages, tiles, scale, window, sinks, out, slopes)
         run("prefill", len(tiles), shape.heads, *tiled)
-        return out, keys, values
+        return out, *held(shape, keys, values)
     plan, columns = host_plan(shape), shape.kv_heads * shape.head_tiles
     grid = (columns, plan.n_splits, 1) if kernel == "decode_one" else (columns, plan.blocks, 1)
     partial = np.full((columns * plan.n_splits * shape.active_heads, shape.value_dim + 2), np.nan, np.float32)
@@ -202,7 +207,13 @@ def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one
         scratch = (sums, tops, counters)
         run(kernel, *grid, plan.warps * 32, one, *cached, *constant, *scratch, out[row : row + 1], slopes)
         assert not counters.any()
-    return out[decoded], keys, values
+    return out[decoded], *held(shape, keys, values)
+
+
+def held(shape, keys, values):
+    """Pages as numbers."""
+    held_keys = numbers(shape, keys, shape.key_dim)
+    return held_keys, held_keys if shape.values_in_keys else numbers(shape, values, shape.value_dim)
 
 
 def check_cache(shape, keys, values, clean_keys, at, n):
@@ -224,6 +235,25 @@ def test_prompts_on_the_host(library, name, window):
         found, keys, values = on_host(library, name, spoil(clean.copy(), HOST_AT, shape, kind), window)
         check_rows(shape, found, expected, HOST_AT, window, kind)
         check_cache(shape, keys, values, clean_keys, HOST_AT, HOST_ROWS)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if SHAPES[name].bytes_cached])
+def test_a_cache_of_bytes_is_read_as_it_is_held(library, name):
+    """Decoded tokens against float64 over the numbers that the cache holds, rounding of weights and values aside."""
+    shape, rows = SHAPES[name], clean_rows(SHAPES[name], DECODED.stop)
+    turned = rows.copy()
+    _, *pages = on_host(library, name, turned, 0)
+    one, runs = (
+        on_host(library, name, rows.copy(), 0, decoded=DECODED, kernel=f"decode_{how}") for how in ("one", "runs")
+    )
+    assert one[0].tobytes() == runs[0].tobytes()
+    assert one[1].tobytes() == pages[0].tobytes(), "a token is cached as a prompt's is"
+    constant = LayerAttention(0.2, sinks=constants(shape)[1])
+    whole = [each.transpose(0, 2, 1, 3).reshape(-1, *each.shape[1:2], each.shape[3]).astype(float) for each in pages]
+    for row, result in zip(DECODED, one[0], strict=True):
+        q = turned[row, : shape.heads * shape.key_dim].reshape(shape.heads, -1).astype(float)
+        want = attend64(shape, constant, q, *(each[: row + 1] for each in whole), row)
+        assert np.linalg.norm(result - want) < 3e-4 * np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("kernel", ["decode_one", "decode_runs"])
@@ -254,11 +284,11 @@ def on_gpu(shape, rows, window, *, plan=None, decoded=False, few_rows=4):
     from engine.cuda.attention.attention import Attention, LayerAttention, prefill_tiles
     from engine.cuda.driver.compiler import device_arch
 
-    n, dtype = len(rows), np.float16 if shape.kv_type is KvType.F16 else np.float32
+    n = len(rows)
     decode = replace(decode_plan(shape, device_arch(), 132), min_chunk=PAGE, few_rows=few_rows)
     kernels = Attention(shape, 1, plan=decode, prefill=plan)
-    keys = cupy.full((4, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
-    values = keys if shape.values_in_keys else cupy.full((4, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
+    keys = cupy.asarray(empty_pages(shape, 4, shape.key_dim))
+    values = keys if shape.values_in_keys else cupy.asarray(empty_pages(shape, 4, shape.value_dim))
     frequencies, sinks, slopes = map(cupy.asarray, constants(shape))
     layer = LayerAttention(
         shape.key_dim**-0.5, frequencies, window=window, sinks=sinks, slopes=slopes if shape.alibi else None

@@ -10,7 +10,7 @@ import pytest
 
 from engine.config import PAGE, KvType
 from engine.cpu.bricks.indexer import best
-from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle, LayerAttention
+from engine.cuda.attention.attention_shape import AttentionShape, KernelRopeStyle, LayerAttention
 from engine.cuda.indexer import indexer
 from engine.cuda.indexer.indexer import Choice, ChosenAttention, PoolArrays, Rows, Scored
 from engine.cuda.indexer.plan import (

@@ -26,6 +26,8 @@ COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
 """Types that most files have: built for every architecture. The others take turns and are complete on Hopper only."""
 RARE = TYPES[len(COMMON) :]
 WIDTHS = (64, 80, 96, 112, 128, 256)
+WIDTHS_OF_BYTES = (64, 96, 128, 256)
+FLOATS = (KvType.F16, KvType.F32)
 MAMBA_SHAPES = ((5120, 16, 4, 160), (100, 8, 2, 5), (64, 64, 8, 4), (33, 10, 3, 3), (64, 256, 4, 4))
 MAMBA_2_SHAPES = ((128, 64, 8, 128, 4), (2, 256, 2, 128, 4), (3, 20, 1, 10, 3), (4, 32, 2, 256, 2))
 DELTA_SHAPES = ((32, 16, 128, 4), (4, 2, 16, 4), (3, 3, 20, 3))
@@ -39,25 +41,27 @@ except Exception as error:
     pytest.skip(f"NVRTC cannot be loaded: {error}", allow_module_level=True)
 
 
-def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
-    from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None, kv_type=None):
+    from engine.cuda.attention.attention_shape import AttentionShape, KernelRopeStyle
 
     style = KernelRopeStyle.HALVES if width % 32 else KernelRopeStyle.ADJACENT
-    kv_type = KvType.F16 if half else KvType.F32
+    kv_type = kv_type or (KvType.F16 if half else KvType.F32)
     return AttentionShape(heads, kv_heads, width, width, width if rope_dim is None else rope_dim, style, kv_type)
 
 
 def shapes_for(arch):
     """Tensor cores of one or all widths, then the general kernels: a float32 cache and what they alone serve."""
-    from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+    from engine.cuda.attention.attention_shape import AttentionShape, KernelRopeStyle
 
     turn = ARCHES.index(arch)
     widths = WIDTHS if arch == 90 else {WIDTHS[turn], 256} if arch == 75 else {WIDTHS[turn]}
     tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
+    widths = WIDTHS_OF_BYTES if arch == 90 else (WIDTHS_OF_BYTES[turn % 4],)
+    tensor += [shape_of(width, heads=(8, 2, 16)[i % 3], kv_type=KvType.Q8_0) for i, width in enumerate(widths)]
     general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
-    alibi = AttentionShape(6, 2, 64, 64, 0, KernelRopeStyle.ADJACENT, tuple(KvType)[turn % 2 - 1], alibi=True)
+    alibi = AttentionShape(6, 2, 64, 64, 0, KernelRopeStyle.ADJACENT, FLOATS[turn % 2 - 1], alibi=True)
     latent = AttentionShape(
-        (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, tuple(KvType)[turn % 2 - 1], values_in_keys=True
+        (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, FLOATS[turn % 2 - 1], values_in_keys=True
     )
     texts = AttentionShape(
         8,
@@ -66,11 +70,12 @@ def shapes_for(arch):
         64,
         0,
         KernelRopeStyle.HALVES,
-        tuple(KvType)[turn % 2],
+        FLOATS[turn % 2],
         distances=(0, 128)[turn // 2 % 2],
         both_ways=True,
     )
-    general += [alibi, latent, texts]
+    biased_bytes = AttentionShape(6, 2, 64, 64, 0, KernelRopeStyle.ADJACENT, KvType.Q8_0, alibi=True)
+    general += [alibi, latent, texts, biased_bytes]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
@@ -109,10 +114,10 @@ def recurrent_shapes():
 
 def indexed_shapes(arch):
     """Indexers with the heads that read what they choose: of single positions, and of blocks."""
-    from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+    from engine.cuda.attention.attention_shape import AttentionShape, KernelRopeStyle
     from engine.cuda.indexer.plan import IndexerShape, Pool
 
-    other = tuple(KvType)[ARCHES.index(arch) % 2]
+    other = FLOATS[ARCHES.index(arch) % 2]
     latent = AttentionShape(128, 1, 576, 512, 0, KernelRopeStyle.ADJACENT, KvType.F16, values_in_keys=True)
     return [
         (IndexerShape(64, 128, 2048, 1, 0, False, 2048, KvType.F16), latent),

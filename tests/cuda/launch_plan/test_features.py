@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, KvType
 from engine.cpu.runner import CpuRunner
 from engine.cuda.load import features
 from engine.cuda.load.features import check_features, missing_features
@@ -43,6 +43,7 @@ from tests.support.models.feature_models import (
 )
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.models.hybrid_models import FAMILIES, tiny_hybrid
+from tests.support.models.indexer_models import blocks
 from tests.support.models.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
 from tests.support.models.recurrent_models import tiny_mamba
 from tests.support.peers.models import GPU_MODELS
@@ -183,6 +184,16 @@ def test_plain_models_pass(tmp_path):
             model = load_model(gguf)
             check_features(model)
             del model
+
+
+def test_indexers_do_not_read_a_cache_of_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "check_kv_type", lambda *_: None)  # these heads are too narrow anyway
+    with open_gguf(blocks()[0].write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        check_features(model, KvType.F16)
+        with pytest.raises(DeviceError, match="'minimax-m3' has an indexer, which reads caches of f16 and f32 alone"):
+            check_features(model, KvType.Q8_0)
+        del model
 
 
 def test_a_free_choice_falls_back_to_the_cpu(tmp_path, monkeypatch, caplog):

@@ -568,7 +568,7 @@ def test_too_little_memory_for_the_weights():
         fit(plan_of(), 3 * GIB)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 def test_the_plan_of_a_model(tmp_path, kv_type):
     path = tmp_path / "tiny.gguf"
     tiny_llama(path, width=256, ffn=512, n_layers=3, weight_type=GGMLType.Q8_0, tied=False)
@@ -583,7 +583,7 @@ def test_the_plan_of_a_model(tmp_path, kv_type):
         norms = sum(4 * info.n_elements for info in gguf.tensors.values() if len(info.shape) == 1)
         del model
     assert plan.weights == packed + norms
-    size = {"f16": 2, "f32": 4}[kv_type]
+    size = {"f16": 2, "f32": 4, "q8_0": 34 / 32}[kv_type]
     assert plan.per_page == 64 * 3 * 2 * 128 * size  # positions, layers, keys and values, two heads of 64
     assert plan.least_pages == 2  # 100 positions begin a second page
     assert plan.pages == 5  # of 300 positions

@@ -199,9 +199,10 @@ def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic
     check_runner(monkeypatch, models[name], 90, max_sequences=200, deterministic=deterministic)
 
 
-def test_a_float32_cache_is_planned(models, monkeypatch):
-    for name in ("mixed", "30b", "part 0"):
-        check_runner(monkeypatch, models[name], 90, kv_type="f32")
+@pytest.mark.parametrize(("kv_type", "names"), [("f32", ("mixed", "30b", "part 0")), ("q8_0", ("8b", "30b"))])
+def test_other_caches_are_planned(models, monkeypatch, kv_type, names):
+    for name in names:
+        check_runner(monkeypatch, models[name], 90, kv_type=kv_type)
 
 
 @pytest.mark.parametrize("arch", [90, 86])

@@ -4,14 +4,60 @@ import numpy as np
 
 from engine.config import KvType
 from engine.cuda.attention.attention import PAGE, AttentionShape, KernelRopeStyle, LayerAttention
+from engine.model.kv_format import dequantize, quantize
 
 
 def shape_of(
     heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=KernelRopeStyle.HALVES, half=True, **options
 ) -> AttentionShape:
+    """half: True for float16, False for float32, or a KvType."""
     rope = dim // 2 * 2 if rope_dim is None else rope_dim
-    kv_type = KvType.F16 if half else KvType.F32
+    kv_type = half if isinstance(half, KvType) else KvType.F16 if half else KvType.F32
     return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, kv_type, **options)
+
+
+def empty_pages(shape, n_pages, dim):
+    """Keys or values on the host with garbage in them: NaN, or bytes with scales, which a cache must have finite."""
+    size, dtype = shape.cache_array(n_pages, dim)
+    if not shape.bytes_cached:
+        return np.full(size, np.nan, dtype)
+    rng = np.random.default_rng(n_pages)
+    pages = rng.integers(0, 256, size, dtype=np.uint8)
+    scales = rng.uniform(0.01, 300, (*size[:2], PAGE * dim // 32)).astype(np.float16)
+    pages[..., PAGE * dim :] = scales.view(np.uint8)
+    return pages
+
+
+def numbers(shape, pages, dim):
+    """What pages hold: (N, K, PAGE, dim), float32 where they are bytes."""
+    if not shape.bytes_cached:
+        return pages
+    bytes, scales = pages[..., : PAGE * dim], np.ascontiguousarray(pages[..., PAGE * dim :]).view(np.float16)
+    quants = (bytes.astype(np.int16) - 128).astype(np.int8).reshape(*pages.shape[:2], PAGE, dim)
+    return dequantize(quants, scales.reshape(*pages.shape[:2], PAGE, dim // 32))
+
+
+def rounded(shape, rows):
+    """Rows (..., dim) float32 as the cache rounds them."""
+    if shape.bytes_cached and np.size(rows):
+        return dequantize(*quantize(np.asarray(rows, np.float32)))
+    return np.asarray(rows, np.float32).astype(np.float16 if shape.kv_type is KvType.F16 else np.float32)
+
+
+def put_row(shape, pages, page, place, row):
+    """Puts a position's rows (K, dim) into a page."""
+    dim = row.shape[-1]
+    if not shape.bytes_cached:
+        pages[page, :, place] = row
+        return
+    quants, scales = quantize(np.asarray(row, np.float32))
+    pages[page, :, place * dim : (place + 1) * dim] = (quants.astype(np.int16) + 128).astype(np.uint8)
+    at, n = PAGE * dim + place * dim // 16, dim // 16
+    pages[page, :, at : at + n] = scales.view(np.uint8)
+
+
+CACHED_BOUND = {KvType.F16: 1e-6, KvType.F32: 1e-12, KvType.Q8_0: 1e-4}
+"""Normalized squared error of rounding to a cache type."""
 
 
 def rope64(x, positions, inv_freq, style, mscale):
@@ -73,7 +119,6 @@ class World:
         self.cp, self.shape, self.rng = cupy, shape, np.random.default_rng(seed)
         rng, rope = self.rng, shape.rope_dim // 2
         self.lengths = lengths
-        self.dtype = np.float16 if shape.kv_type is KvType.F16 else np.float32
         inv_freq = 10000.0 ** (-np.arange(rope) / max(rope, 1))
         norm = options.pop("qk_norm", False)
         sinks = options.pop("sinks", False)
@@ -98,18 +143,18 @@ class World:
         self.history = []
         self.pages = {}
         for name, dim in (("k", shape.key_dim), ("v", shape.value_dim)):
-            self.pages[name] = np.full((n_pages, shape.kv_heads, PAGE, dim), np.nan, self.dtype)
+            self.pages[name] = empty_pages(shape, n_pages, dim)
         if shape.values_in_keys:
             self.pages["v"] = self.pages["k"]
         for s, length in enumerate(lengths):
             past = []
             for name, dim in (("k", shape.key_dim), ("v", shape.value_dim)):
-                data = rng.normal(size=(max(length, 0), shape.kv_heads, dim)).astype(self.dtype)
+                data = rounded(shape, rng.normal(size=(max(length, 0), shape.kv_heads, dim)))
                 if name == "v" and shape.values_in_keys:
                     past.append(past[0][..., :dim])
                     continue
                 for p in range(max(length, 0)):
-                    self.pages[name][self.table[s, p // PAGE], :, p % PAGE] = data[p]
+                    put_row(shape, self.pages[name], self.table[s, p // PAGE], p % PAGE, data[p])
                 past.append(data.astype(np.float64))
             self.history.append(past)
         self.cache_k = cupy.asarray(self.pages["k"])
@@ -148,6 +193,7 @@ class World:
         )
         return q, k, v
 
-    def cached(self, name, sequence, position):
-        pages = (self.cache_k if name == "k" else self.cache_v).get()
-        return pages[self.table[sequence, position // PAGE], :, position % PAGE].astype(np.float64)
+    def on_device(self, name):
+        """Keys or values as the device has them now, see numbers()."""
+        pages, dim = (self.cache_k, self.shape.key_dim) if name == "k" else (self.cache_v, self.shape.value_dim)
+        return numbers(self.shape, pages.get(), self.shape.key_dim if self.shape.values_in_keys else dim)

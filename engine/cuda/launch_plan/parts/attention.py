@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.config import KvType
 from engine.cuda.attention import attention_plan
-from engine.cuda.attention.attention_plan import ALIGNED, AttentionShape, KernelRopeStyle
+from engine.cuda.attention.attention_shape import ALIGNED, AttentionShape, KernelRopeStyle
 from engine.cuda.attention.cache import CacheShape
 from engine.cuda.experts.heads import can_multiply_heads, head_job
 from engine.cuda.launch_plan.families import Card, Families, Family

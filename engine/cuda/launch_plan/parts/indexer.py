@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.config import KvType
-from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.attention_shape import AttentionShape
 from engine.cuda.indexer.plan import FEW_ROWS, IndexerShape, Pool, head_tile, indexer_shape, scored_rows
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Launch, Step

@@ -1,6 +1,12 @@
-// Numbers as the cache holds them: float16, or float32. Define: CACHE_HALF.
+// Numbers as the cache holds them: float16, or float32. Define: CACHE_HALF. With CACHE_Q8 the cache holds bytes, of which
+// cached_rows.cuh makes numbers.
 
-#if CACHE_HALF
+#ifndef CACHE_Q8
+#define CACHE_Q8 0
+#endif
+#if CACHE_Q8
+typedef u8 cache_t;
+#elif CACHE_HALF
 typedef u16 cache_t;
 DEVICE float from_cache(cache_t v) { return half_to_float(v); }
 DEVICE cache_t to_cache(float v) { return float_to_half(v); }
@@ -10,6 +16,7 @@ DEVICE float from_cache(cache_t v) { return v; }
 DEVICE cache_t to_cache(float v) { return v; }
 #endif
 
+#if !CACHE_Q8
 // One element, or four that are aligned together.
 DEVICE void load_cached(float (&to)[1], const cache_t* from) { to[0] = from_cache(*from); }
 DEVICE void load_cached(float (&to)[4], const cache_t* from) {
@@ -21,3 +28,4 @@ DEVICE void load_cached(float (&to)[4], const cache_t* from) {
     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
 #endif
 }
+#endif
