@@ -130,7 +130,10 @@ def metadata(s: Shape, name: str, recipe: str) -> dict[str, tuple[str, Any]]:
         meta[f"{a}.ssm.group_count"] = ("u32", s.groups)
     if s.attention_layers:
         meta[f"{a}.attention.head_count_kv"] = ("i32s", [s.kv_heads * s.attends(layer) for layer in range(s.layers)])
-        meta[f"{a}.shortconv.l_cache"] = ("u32", s.conv)
+        if not s.groups:
+            meta[f"{a}.shortconv.l_cache"] = ("u32", s.conv)
+    names = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
+    meta |= {f"{a}.{name}": ("f32", value) for name, value in zip(names, s.multipliers, strict=False)}
     if s.experts:
         meta |= {
             f"{a}.expert_count": ("u32", s.experts),

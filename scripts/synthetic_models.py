@@ -74,7 +74,7 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
             yield matrix(f"{blk}ffn_up", s.ffn, s.width)
             yield matrix(f"{blk}ffn_down", s.width, s.ffn, gain=2 * back)
     layer = -1
-    yield norm("token_embd_norm" if s.attention_layers else "output_norm", s.width)
+    yield norm("token_embd_norm" if s.attention_layers and not s.groups else "output_norm", s.width)
     if not s.tied:
         yield matrix("output", s.vocab, s.width, gain=2.5)
     if s.rope_factor:
@@ -82,10 +82,10 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
 
 
 def _mixer_of(s: Shape) -> Callable[[Shape, int, str, float], Iterator[Tensor]]:
-    if s.attention_layers:
-        return list_convolution
     if s.groups:
         return list_mixer_2
+    if s.attention_layers:
+        return list_convolution
     return list_delta if s.heads else list_mixer
 
 

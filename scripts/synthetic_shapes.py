@@ -10,7 +10,7 @@ class Shape:
 
     A recurrent one has inner > 0: layers of Mamba, or with groups of Mamba 2, and nothing else where it has no heads;
     with heads delta rules of dt_rank value heads, of which every full_every-th layer is gated attention instead. One
-    with attention_layers has short convolutions in all others.
+    with attention_layers has short convolutions in all others, or with groups layers of Mamba 2.
     """
 
     architecture: str
@@ -42,6 +42,7 @@ class Shape:
     ranks: tuple[int, ...] = ()  # of RWKV-7's decays, rates, first values and gates; else none
     groups: int = 0
     attention_layers: tuple[int, ...] = ()
+    multipliers: tuple[float, ...] = ()  # of Granite: on embeddings, residuals, attention scores and logits
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention."""
@@ -85,6 +86,12 @@ def _lfm2(**kw: Any) -> Shape:
     common |= {"context_length": 128000, "rope_base": 1e6, "epsilon": 1e-5, "qk_norm": True}
     common |= {"attention_layers": (2, 5, 8, 10, 12, 14)}
     return Shape(architecture="lfm2", **(common | kw))
+
+
+def _granite_hybrid(**kw: Any) -> Shape:
+    common: dict[str, Any] = {"head_dim": 64, "vocab": 100352, "state": 128, "conv": 4, "groups": 1, "tied": True}
+    common |= {"context_length": 131072, "rope_base": 10000.0, "epsilon": 1e-5}
+    return Shape(architecture="granitehybrid", **(common | kw))
 
 
 def _hybrid(architecture: str = "qwen35", **kw: Any) -> Shape:
@@ -134,6 +141,10 @@ SHAPES: dict[str, Shape] = {
     "mamba2-370m": _mamba_2(layers=48, width=1024, inner=2048, dt_rank=32),
     "lfm2-350m": _lfm2(width=1024, heads=16, ffn=4608),
     "lfm2-1.2b": _lfm2(width=2048, heads=32, ffn=8192),
+    "granite-4.0-h-350m": _granite_hybrid(
+        layers=32, width=768, heads=12, kv_heads=4, ffn=2048, inner=1536, dt_rank=48,
+        attention_layers=(10, 13, 17, 27), multipliers=(12.0, 0.246, 0.015625, 3.0),
+    ),
     "tiny-llama": _llama(**_TINY, tied=True, rope_factor=8.0),
     "tiny-qwen2": _qwen("qwen2", **_TINY, tied=False),
     "tiny-qwen3": _qwen3(**_TINY, tied=True),
@@ -141,6 +152,9 @@ SHAPES: dict[str, Shape] = {
     "tiny-rwkv7": _rwkv_7(layers=2, width=256, ffn=512, ranks=(32, 32, 32, 64), vocab=1024, context_length=2048),
     "tiny-mamba": _mamba(layers=2, width=256, inner=512, dt_rank=16, vocab=1024, context_length=2048),
     "tiny-mamba2": _mamba_2(layers=2, width=256, inner=512, dt_rank=8, vocab=1024, context_length=2048),
+    "tiny-granite-hybrid": _granite_hybrid(
+        **_TINY, inner=512, dt_rank=8, attention_layers=(1,), multipliers=(12.0, 0.25, 0.125, 4.0)
+    ),
     "tiny-lfm2": _lfm2(**_TINY, attention_layers=(1,)),
     "tiny-qwen35": _hybrid(
         **_TINY, tied=False, full_every=2, rope_dim=32, inner=256, state=64, dt_rank=4, key_heads=2

@@ -7,7 +7,7 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.caches.model import KVCache
-from engine.cpu.recurrent import lightning, mamba, ngrams, plamo_2, rwkv
+from engine.cpu.recurrent import lightning, ngrams, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
@@ -16,16 +16,24 @@ from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.errors import ModelFileError
 from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
+from engine.gguf.types import GGMLType
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
 from tests.support.backends import backends, feed
 from tests.support.models import rwkv_models
-from tests.support.models.gguf_builder import bpe_tokenizer, build_gguf
+from tests.support.models.gguf_builder import bpe_tokenizer, build_gguf, pack
 from tests.support.models.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
 from tests.support.models.recurrent_loops import LOOPS
 from tests.support.models.recurrent_loops import delta_net as delta_net_loop
 
 TOKENS = np.random.default_rng(5).integers(0, 256, 45).tolist()
+
+
+RECORDED = ("lfm2", "jamba", "mamba2", "falcon-h1", "nemotron_h", "qwen35")
+"""Families whose decode steps are recorded on the CPU."""
+
+SMALL = {"ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "conv"}
+"""Parts of names of arrays that stay in float32."""
 
 
 @pytest.fixture
@@ -110,15 +118,37 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("family", RECORDED)
+def test_recorded_steps_give_the_bits_of_bricks(tmp_path, family, bits):
+    """Of one sequence and of two, step after step; matrices multiplied in integers, too."""
+    meta, tensors = tiny_hybrid_parts(family)
+    names = [name for name, one in tensors.items() if one.ndim == 2 and SMALL.isdisjoint(name.split("."))]
+    tensors |= {name: pack(tensors[name], GGMLType.Q8_0) for name in names}
+    (tmp_path / "tiny.gguf").write_bytes(build_gguf(meta, tensors))
+    with backends() as open_backend:
+        ways = [open_backend(tmp_path / "tiny.gguf", reference=False, activation_bits=bits) for _ in range(2)]
+        step_by_step(*ways)
+
+
+def step_by_step(recorded, bricks):
+    assert recorded._programs is not None
+    bricks.__dict__["_programs"] = None
+    for start in range(6):
+        parts = [(slot, [7 + slot + start], start, Outputs.ALL) for slot in range(1 + start % 2)]
+        parts += [(1, TOKENS[: start + 1], 0, Outputs.NONE)] if start % 2 == 0 else []
+        found, expected = (one.forward(Batch.build(parts)) for one in (recorded, bricks))
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("family", "module", "name"),
     [
-        ("lfm2", Immediate, "convolve"),
-        ("jamba", mamba, "selective_scan"),
-        ("falcon-h1", CompiledRecurrence, "grouped_scan"),
-        ("nemotron_h", CompiledRecurrence, "convolve"),
-        ("qwen35", Immediate, "convolve"),
-        ("qwen35", Immediate, "delta_net"),
+        ("lfm2", Immediate, "recur"),
+        ("jamba", Immediate, "recur"),
+        ("falcon-h1", Immediate, "recur"),
+        ("kimi-linear", CompiledRecurrence, "convolve"),
+        ("qwen35", Immediate, "recur"),
         ("kimi-linear", CompiledRecurrence, "delta_rule"),
         ("rwkv6", rwkv, "decayed_products"),
         ("rwkv7", rwkv, "corrected_products"),

@@ -101,7 +101,7 @@ def test_tiny_files_open_here_and_in_the_gguf_package(tmp_path, name):
         assert ("blk.0.attn_k_norm.weight" in names) == (arch in ("qwen3", "qwen3moe"))
         assert ("blk.0.ffn_gate_exps.weight" in names) == (arch == "qwen3moe")
         assert ("rope_freqs.weight" in names) == (arch == "llama")
-        assert ("blk.0.ssm_a" in names) == (arch in ("mamba", "mamba2", "qwen35"))
+        assert ("blk.0.ssm_a" in names) == (arch in ("mamba", "mamba2", "qwen35", "granitehybrid"))
         assert ("blk.1.attn_k_norm.weight" in names) == arch.startswith(("qwen3", "lfm2"))
         if arch == "qwen3moe":
             assert ours.tensors["blk.0.ffn_down_exps.weight"].shape == (4, 256, 256)

@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import blocked, convolution, elementwise, machine, products, recurrent, settings
+from engine.cpu.kernels import blocked, convolution, elementwise, machine, products, recurrent, scans, settings
 from engine.cpu.kernels.attention import loop as attention_loop
 from engine.cpu.kernels.code_cache import KernelCache
 from engine.cpu.kernels.integer import activations, rows, tiles
@@ -158,9 +158,16 @@ def _delta_rule(name: str) -> Kernel:
 
 def _grouped_scan(name: str) -> Kernel:
     def grouped_scan(operands, low, high, scratch):
-        recurrent.grouped_scan(name, operands, low, high, scratch)
+        scans.grouped_scan(name, operands, low, high, scratch)
 
     return grouped_scan
+
+
+def _selective_scan(name: str) -> Kernel:
+    def selective_scan(operands, low, high, scratch):
+        scans.selective_scan(name, operands, low, high, scratch)
+
+    return selective_scan
 
 
 def _run_program(name: str) -> Kernel:
@@ -180,6 +187,7 @@ _ARGUMENTS = (
     | elementwise.ARGUMENTS
     | convolution.ARGUMENTS
     | recurrent.ARGUMENTS
+    | scans.ARGUMENTS
     | machine.ARGUMENTS
 )
 
@@ -201,6 +209,7 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "convolve": _convolve,
     "delta_rule": _delta_rule,
     "grouped_scan": _grouped_scan,
+    "selective_scan": _selective_scan,
     "run_program": _run_program,
 }
 

@@ -25,8 +25,9 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"convolve": STEP}
 def convolve(typing_context, name, operands, low, high, scratch):
     """Weighted sums of the last W inputs of channels, for items low..high-1 of V * 16 channels.
 
-    The kernel's type is "SILU/W/V" or "PLAIN/W/V": what becomes of the sum, W, and V. x has rows of `row` bytes; out
-    (T, C) has no gaps; weight (C, W), the newest input's last; bias (C,) or 0. states: rows of (C, W - 1), oldest input
+    The kernel's type is "SILU/W/V", "PLAIN/W/V" or "GATED/W/V": what becomes of the sum, W, and V. GATED reads rows
+    [b, c, u] of C numbers each: inputs are b * u, and the sum is multiplied by c. x has rows of `row` bytes; out (T, C)
+    has no gaps; weight (C, W), the newest input's last; bias (C,) or 0. states: rows of (C, W - 1), oldest input
     first; `rows` has two numbers (int64), the row before the first token, or -1 for `zeros`, and the row behind the
     last one, which is written.
 
@@ -68,11 +69,15 @@ def convolve(typing_context, name, operands, low, high, scratch):
                 for v in range(n_vectors):
                     before = [builder.load(one) for one in inputs[v * kept : (v + 1) * kept]]
                     newest = vector_at(e, source, VECTOR * v)
+                    if after == "GATED":
+                        newest = e.multiply(newest, vector_at(e, place(builder, source, channels, 8), VECTOR * v))
                     taken = [builder.load(one) for one in weights[v * taps : (v + 1) * taps]]
                     total = e.multiply(before[0], taken[0]) if before else e.multiply(newest, taken[0])
                     for one, factor in zip([*before[1:], newest], taken[1:], strict=True):
                         total = e.multiply_add(one, factor, total)
                     total = builder.fadd(total, builder.load(biases[v]))
+                    if after == "GATED":
+                        total = e.multiply(total, vector_at(e, place(builder, source, channels, 4), VECTOR * v))
                     e.store(activate(e, total, "SILU") if after == "SILU" else total, target, VECTOR * v)
                     for one, variable in zip([*before[1:], newest], inputs[v * kept : (v + 1) * kept], strict=True):
                         builder.store(one, variable)

@@ -172,7 +172,7 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 def gate(typing_context, name, operands, low, high, scratch):
     """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x.
 
-    The kernel's type is the name of an Activation, SIGMOID, or PLAIN for x itself. Operands: x, y (0 = none), out,
+    The kernel's type is the name of an Activation, or SIGMOID. Operands: x, y (0 = none), out,
     activations, form. Where activations are wanted (else 0), items are of 32 floats, and out is written there as well,
     quantized (integer/activations.py, which says what form is).
     """
@@ -227,9 +227,7 @@ def take_columns(typing_context, name, operands, low, high, scratch):
 
 
 def activate(e: Emitter, x: Value, activation: str) -> Value:
-    """See reference.activate; PLAIN is x itself."""
-    if activation == "PLAIN":
-        return x
+    """See reference.activate."""
     builder, zero = e.builder, e.const(x, 0.0)
     # NaN fails every comparison and so stays what it is.
     positive = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)

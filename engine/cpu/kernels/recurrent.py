@@ -1,6 +1,6 @@
-"""Delta rules and scans of Mamba 2: what recurrent mixers compute between their convolutions and their gates.
+"""Delta rules: what recurrent mixers compute between their convolutions and their gates.
 
-Each emits one step kernel (stepping.py); the formulas are those of the functions in engine/cpu/recurrent. Tokens go
+Emits one step kernel (stepping.py); the formula is that of delta_heads in engine/cpu/recurrent/delta_net.py. Tokens go
 one after the other, each by the same operations, so that the bits do not depend on how a prompt is cut. What an item
 keeps of a state stays in the first-level cache over all tokens.
 """
@@ -30,13 +30,10 @@ from engine.cpu.kernels.recurrent_parts import (
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 MOST_KEYS = 256
-"""Most rows of a memory, or states of a channel, that an item keeps on the stack."""
+"""Most rows of a memory that an item keeps on the stack."""
 
-CHANNELS = 16
-"""Channels of an item of grouped_scan."""
-
-ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"delta_rule": STEP, "grouped_scan": STEP}
-"""Argument types of each kernel."""
+ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"delta_rule": STEP}
+"""Argument types of the kernel."""
 
 
 @intrinsic(prefer_literal=True)
@@ -161,67 +158,6 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
                 for i, total in enumerate(added()):
                     e.store(e.multiply(total, factor_q), target, VECTOR * i)
             copy(behind, start, back=True)
-        return context.get_dummy_value()
-
-    return types.void(name, *STEP), generate
-
-
-@intrinsic(prefer_literal=True)
-def grouped_scan(typing_context, name, operands, low, high, scratch):
-    """h = decay * h + (delta * x) (x) b; y = h . c + d * x, for items low..high-1: heads times blocks of CHANNELS.
-
-    x, b and c have rows of `row` bytes; delta and decay (T, H), d (H,) and out (T, H, P) have no gaps; states: rows of
-    (H, P, S), chosen as in convolution.py. H / G heads share b and c. S is a multiple of 16, at most MOST_KEYS.
-
-    Operands: x, b, c, row, delta, decay, d, states, zeros, rows, out, tokens, heads, groups, width (P), states (S).
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
-        e = emitter(context, builder)
-        _, operands, low, high, _ = arguments
-        numbers = integers(e, operands, 16)
-        x, b, c, row, delta, decay, d, kept_states, zeros, chosen, out, n_tokens, heads, groups, width, states = numbers
-        size = builder.mul(builder.mul(heads, width), builder.mul(states, I64(4)))
-        state, behind = state_places(e, kept_states, size, zeros, chosen)
-        memory = room(builder, MOST_KEYS * CHANNELS)
-        (total,) = variables(builder, 1)
-        blocks, row_bytes = builder.sdiv(width, I64(CHANNELS)), builder.mul(states, I64(4))
-        parts = builder.sdiv(builder.mul(states, I64(CHANNELS)), I64(LANES))
-
-        def copy(source: Value, target: Value) -> None:
-            with cgutils.for_range(builder, parts) as part:
-                value = vector_at(e, place(builder, source, part.index, VECTOR))
-                e.store(value, place(builder, target, part.index, VECTOR))
-
-        with cgutils.for_range(builder, builder.sub(high, low)) as items:
-            item = builder.add(low, items.index)
-            head, first = builder.sdiv(item, blocks), builder.mul(builder.srem(item, blocks), I64(CHANNELS))
-            group = builder.sdiv(builder.mul(head, groups), heads)
-            channel = builder.add(builder.mul(head, width), first)
-            skip, start = splat_at(e, place(builder, d, head, 4)), builder.mul(channel, row_bytes)
-            copy(builder.add(state, start), memory)
-            with cgutils.for_range(builder, n_tokens) as tokens:
-                of_token, number = builder.mul(tokens.index, row), builder.add(builder.mul(tokens.index, heads), head)
-                at_group = builder.mul(group, row_bytes)
-                of_b, of_c = (builder.add(builder.add(base, of_token), at_group) for base in (b, c))
-                of_x = place(builder, builder.add(x, of_token), channel, 4)
-                step, kept = (splat_at(e, place(builder, base, number, 4)) for base in (delta, decay))
-                inner = builder.mul(heads, width)
-                target = place(builder, out, builder.add(builder.mul(tokens.index, inner), channel), 4)
-                with cgutils.for_range(builder, I64(CHANNELS)) as each:
-                    taken = splat_at(e, place(builder, of_x, each.index, 4))
-                    scaled, here = e.multiply(taken, step), place(builder, memory, each.index, row_bytes)
-                    clear(builder, [total])
-                    with cgutils.for_range(builder, builder.sdiv(states, I64(LANES))) as part:
-                        at = place(builder, here, part.index, VECTOR)
-                        bs, cs = (vector_at(e, place(builder, base, part.index, VECTOR)) for base in (of_b, of_c))
-                        h = e.multiply_add(scaled, bs, e.multiply(vector_at(e, at), kept))
-                        e.store(h, at)
-                        builder.store(e.multiply_add(h, cs, builder.load(total)), total)
-                    y = e.sum_lanes(builder.load(total))
-                    passed = builder.extract_element(e.multiply(taken, skip), I64(0))
-                    e.store(builder.fadd(y, passed), place(builder, target, each.index, 4))
-            copy(memory, builder.add(behind, start))
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

@@ -78,8 +78,7 @@ def mix_mamba_2(config: Mamba2Config, weights: Mamba2Weights, normed: Float32Arr
     for span, rows in tools.spans():
         past, state = tools.state(span)
         convolved, past = convolved_inputs(tools, v[rows], weights.conv1d, weights.conv1d_bias, past)
-        given = convolved, groups, delta[rows], weights.a, weights.d, state
-        out[rows], state = (tools.kernels and tools.kernels.grouped_scan(*given)) or scan_heads(*given)
+        out[rows], state = scan_heads(convolved, groups, delta[rows], weights.a, weights.d, state)
         tools.store(span, (past, state))
     y = tools.gated(out.reshape(n_rows, inner), np.ascontiguousarray(z))
     y = tools.normalize(y.reshape(n_rows, groups, -1), weights.norm).reshape(n_rows, inner)

@@ -49,17 +49,6 @@ class RecurrentKernels(Protocol):
     ) -> Moved | None:
         """delta_net.delta_heads."""
 
-    def grouped_scan(
-        self,
-        convolved: Float32Array,
-        groups: int,
-        delta: Float32Array,
-        a: Float32Array,
-        d: Float32Array,
-        state: Float32Array,
-    ) -> Moved | None:
-        """mamba_2.scan_heads."""
-
     def gate(self, z: Float32Array, y: Float32Array) -> Float32Array | None:
         """silu(z) · y, perhaps written over z."""
 

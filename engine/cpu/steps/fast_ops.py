@@ -17,25 +17,16 @@ from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.products.integer import IntegerWeights
-from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.immediate import Immediate
 from engine.cpu.steps.plain import can_attend, plain_gate, plain_output_gate, plain_recurrent
 from engine.cpu.steps.protocol import Angles, StateRow, Steps
 from engine.cpu.steps.recurrence import CompiledRecurrence
+from engine.cpu.steps.recurrent_mixers import recur
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import Activation, DeltaNetConfig, FfnConfig, ModelConfig, QkNorm, ShortConvConfig
+from engine.model.config import FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
-from engine.model.weights import (
-    DeltaNetWeights,
-    FfnWeights,
-    LayerWeights,
-    Linear,
-    ModelWeights,
-    Norm,
-    ShortConvWeights,
-    Weight,
-)
+from engine.model.weights import CombinedWeights, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 
 class FastOps(CpuOps):
@@ -69,6 +60,7 @@ class FastOps(CpuOps):
         self._rows: dict[int | None, CacheRows] = {}  # by the chunks of positions that a layer attends in
         self._states: npt.NDArray[np.int64] | None = None  # rows of states of the step at hand
         self._scaled: dict[Linear, Linear] = {}
+        self._added = 0  # parts of layers that the step at hand has added to the residual stream
         self._zeros: dict[tuple[int, ...], Float32Array] = {}  # states that sequences begin with, by shape
 
     def settle(self) -> None:
@@ -81,6 +73,7 @@ class FastOps(CpuOps):
         self._turns, self._rows, self._states = {}, {}, None
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
+        self._added = 0
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
         if self._weights.embedding_norm is None:
             return x
@@ -168,61 +161,15 @@ class FastOps(CpuOps):
         return gated
 
     def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
-        if not plain_recurrent(layer):
+        weights = layer.recurrent
+        if weights is None or not plain_recurrent(layer):
             return super()._mix_onto(layer, h, x)
-        config, weights, normed = layer.config.mixer, layer.recurrent, self._normalize(h, layer.attn_norm)
-        if isinstance(config, ShortConvConfig) and isinstance(weights, ShortConvWeights):
-            y, last = self._short_conv(layer.index, config, weights, normed), weights.out_proj
-        else:
-            assert isinstance(config, DeltaNetConfig)
-            assert isinstance(weights, DeltaNetWeights)
-            y, last = self._delta_net(layer.index, config, weights, normed), weights.ssm_out
-        return self._project_add("x_attended", layer, y, last, layer.attn_post_norm, x)
-
-    def _short_conv(
-        self, layer: int, config: ShortConvConfig, weights: ShortConvWeights, normed: Float32Array
-    ) -> Float32Array:
-        """ShortConvConfig's formula up to the last product."""
-        steps, n_rows, width = self.steps, len(normed), config.inner
-        whole = steps.linear("conv_in", normed, weights.in_proj).reshape(n_rows, 1, 3 * width)
-        steps.join()
-        b, c, u = (steps.take_columns(f"conv_{name}", whole, at * width, width) for at, name in enumerate("bcu"))
-        steps.join()
-        gated = steps.multiply(b, u)
-        steps.join()
-        out = steps.empty("convolved", (n_rows, width))
-        for number, span in enumerate(self._batch.spans):
-            (past,) = self._state_rows(layer, number)
-            steps.convolve(out[span.rows], gated[span.rows], weights.conv, None, past, silu=False)
-        steps.join()
-        y = steps.multiply(out, c)
-        steps.join()
-        return y
-
-    def _delta_net(
-        self, layer: int, config: DeltaNetConfig, weights: DeltaNetWeights, normed: Float32Array
-    ) -> Float32Array:
-        """DeltaNetConfig's 1. to 4. up to the last product, as recurrent/delta_net.py has them."""
-        steps, n_rows = self.steps, len(normed)
-        named = {"qkv": weights.qkv, "z": weights.z, "beta": weights.beta, "alpha": weights.alpha}
-        qkv, z, beta, alpha = (steps.linear(f"delta_{name}", normed, one) for name, one in named.items())
-        steps.join()
-        convolved = steps.empty("convolved", (n_rows, config.convolved))
-        out = steps.empty("moved", (n_rows, config.heads, config.head_width))
-        heads = Heads(config.key_heads, config.grouped, weights.norm.epsilon)
-        states = [self._state_rows(layer, number) for number in range(len(self._batch.spans))]
-        for span, (past, _) in zip(self._batch.spans, states, strict=True):
-            steps.convolve(convolved[span.rows], qkv[span.rows], weights.conv1d, None, past)
-        steps.join()
-        for span, (_, memory) in zip(self._batch.spans, states, strict=True):
-            given = alpha[span.rows], beta[span.rows]
-            steps.delta_net(out[span.rows], convolved[span.rows], heads, given, weights, memory)
-        steps.join()
-        y = steps.normalize("moved_normed", out, weights.norm)
-        steps.join()
-        gated = steps.gate(z, y, Activation.SILU)
-        steps.join()
-        return gated
+        states = [self._state_rows(layer.index, number) for number in range(len(self._batch.spans))]
+        normed = self._normalize(h, layer.attn_norm)
+        y, last = recur(self.steps, layer.config.recurrent_part, weights, normed, self._batch.spans, states)
+        if isinstance(layer.mixer, CombinedWeights):
+            x = self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+        return self._project_add(layer, y, last, layer.attn_post_norm, x)
 
     def _state_rows(self, layer: int, number: int) -> list[StateRow]:
         """A layer's state of one of the step's sequences, array by array."""
@@ -236,12 +183,12 @@ class FastOps(CpuOps):
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
         a = self._values(layer, a)
-        return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
+        return self._project_add(layer, a, layer.attention.output, layer.attn_post_norm, x)
 
     def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
-        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, y)
+        return self._project_add(layer, h, layer.ffn.down, layer.ffn_post_norm, y)
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """See CpuOps.head_rows."""
@@ -255,10 +202,13 @@ class FastOps(CpuOps):
         return logits
 
     def _project_add(
-        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array | None
+        self, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array | None
     ) -> Float32Array:
         """x + residual_scale · norm(linear · a); without x what is added alone."""
         steps, factor = self.steps, layer.config.residual_scale
+        # Two buffers by turns: what is read is never written, nor what the feed-forward part of a parallel layer reads.
+        self._added += 1
+        name = "x" if self._added % 2 == 0 else "x_attended"
         if norm is None:
             y = steps.linear(name, a, self._times(linear, factor), residual=x)
         else:

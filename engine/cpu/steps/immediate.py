@@ -12,26 +12,23 @@ from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.products.integer import Activations, IntegerWeights, empty_activations
 from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
-from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
     address,
     columns_step,
     embed_rows,
     gate_step,
     integer_step,
-    multiply_step,
     normalize_step,
     quantize_step,
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, StateRow, Step
-from engine.cpu.steps.recurrent_steps import convolve_step, delta_step
+from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, Step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
-from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
 
 TASK_FLOATS = 1 << 15
 """Least floats per task of a small step: about 10 us."""
@@ -157,11 +154,6 @@ class Immediate:
         self.run(gate_step(x, y, activation), x, y)
         return x
 
-    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
-        """See Steps.multiply."""
-        self.run(multiply_step(x, y), x, y)
-        return x
-
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """See Steps.take_columns."""
         out = self._pool.memory.empty(len(x), x.shape[1] * width)
@@ -172,31 +164,9 @@ class Immediate:
         """See Steps.state_rows."""
         return find(batch)
 
-    def convolve(
-        self,
-        out: Float32Array,
-        x: Float32Array,
-        weight: Float32Array,
-        bias: Float32Array | None,
-        state: StateRow,
-        *,
-        silu: bool = True,
-    ) -> None:
-        """See Steps.convolve."""
-        self.run(convolve_step(x, weight, bias, state, out, silu=silu), out, x, weight, bias, state)
-
-    def delta_net(
-        self,
-        out: Float32Array,
-        convolved: Float32Array,
-        heads: Heads,
-        steps: tuple[Float32Array, Float32Array],
-        weights: DeltaNetWeights,
-        state: StateRow,
-    ) -> None:
-        """See Steps.delta_net."""
-        step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
-        self.run(step, out, convolved, steps, weights, state)
+    def recur(self, step: Step, out: Float32Array, *alive: object) -> None:
+        """See Steps.recur."""
+        self.run(step, out, alive)
 
     def _activations(self, x: Float32Array, form: Form) -> Activations:
         """The rows of x in integers; several products of the same rows share them."""

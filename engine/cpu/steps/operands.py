@@ -90,20 +90,12 @@ def rotate_step(
 
 def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Step:
     """activation(x) · y, written over x; None is the sigmoid."""
-    # The exponential costs as much as some ten plain steps.
-    return _gate_step(x, y, "SIGMOID" if activation is None else activation.name, 8)
-
-
-def multiply_step(x: Float32Array, y: Float32Array) -> Step:
-    """x · y, number by number, written over x."""
-    return _gate_step(x, y, "PLAIN", 1)
-
-
-def _gate_step(x: Float32Array, y: Float32Array | None, name: str, work: int) -> Step:
     assert x.flags.c_contiguous
     assert y is None or y.flags.c_contiguous
     operands = (address(x), 0 if y is None else address(y), address(x), 0, 0)
-    return Step("gate", name, operands, x.size // LANES, work * x.size, x.shape[-1])
+    # The exponential costs as much as some ten plain steps.
+    name = "SIGMOID" if activation is None else activation.name
+    return Step("gate", name, operands, x.size // LANES, 8 * x.size, x.shape[-1])
 
 
 def columns_step(x: Float32Array, first: int, width: int, out: Float32Array) -> Step:

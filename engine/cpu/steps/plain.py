@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from engine.config import PAGE
 from engine.cpu.products.matmul import LANES
-from engine.cpu.steps.recurrent_steps import fits_delta_net, fits_short_conv
-from engine.model.config import AttentionConfig, DeltaNetConfig, FfnConfig, GateFunction, OutputGate, ShortConvConfig
+from engine.cpu.steps.recurrent_steps import fits_delta_net, fits_mamba, fits_mamba_2, fits_short_conv
+from engine.model.config import (
+    AttentionConfig,
+    DeltaNetConfig,
+    FfnConfig,
+    GateFunction,
+    Mamba2Config,
+    MambaConfig,
+    OutputGate,
+    ShortConvConfig,
+)
 from engine.model.weights import LayerWeights
 
 
@@ -14,22 +23,27 @@ def plain_layer(layer: LayerWeights) -> bool:
     beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
     if any(part is not None for part in beside) or layer.output_scale != 1.0:
         return False
-    mixes = plain_recurrent(layer) if layer.recurrent is not None else plain_attention(layer)
-    return layer.mixer_skip is None and mixes and plain_ffn(layer)
+    recurrent, attends = layer.config.recurrent_part is not None, layer.config.attention_part is not None
+    mixes = (not recurrent or plain_recurrent(layer)) and (not attends or plain_attention(layer))
+    return layer.mixer_skip is None and layer.channel_mix is None and mixes and plain_ffn(layer)
 
 
 def plain_recurrent(layer: LayerWeights) -> bool:
-    """Whether a layer has a recurrent mixer alone, and kernels compute all of it."""
-    config = layer.config.mixer
+    """Whether a layer has a recurrent mixer, perhaps beside attention, and kernels compute all of it."""
+    config = layer.config.recurrent_part
     if isinstance(config, ShortConvConfig):
         return fits_short_conv(config)
+    if isinstance(config, MambaConfig):
+        return fits_mamba(config)
+    if isinstance(config, Mamba2Config):
+        return fits_mamba_2(config)
     return isinstance(config, DeltaNetConfig) and fits_delta_net(config)
 
 
 def plain_attention(layer: LayerWeights) -> bool:
     """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
-    config = layer.config.mixer
-    if not isinstance(config, AttentionConfig):
+    config = layer.config.attention_part
+    if config is None:
         return False
     plain = config.plain and config.clamp is None and plain_output_gate(config)
     return plain and config.chunk is None and can_attend(layer)
@@ -44,9 +58,9 @@ def plain_output_gate(config: AttentionConfig) -> bool:
 
 
 def plain_ffn(layer: LayerWeights) -> bool:
-    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
+    """Whether kernels compute all of a layer's feed-forward part, if it has one, and the layer ends with it."""
     config = layer.config
-    plain = isinstance(config.ffn, FfnConfig) and plain_gate(config.ffn)
+    plain = config.ffn is None or (isinstance(config.ffn, FfnConfig) and plain_gate(config.ffn))
     return plain and not config.embedding_skip and not config.closing_norm
 
 

@@ -28,7 +28,7 @@ from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.transformer import begun_states
-from engine.model.weights import DeltaNetWeights, Linear, ModelWeights, ShortConvWeights
+from engine.model.weights import Linear, ModelWeights
 
 MAX_ROWS = 512
 """Rows of a program, where all weights are multiplied in integers; else DOT_TOKENS, the most that one kernel takes."""
@@ -207,12 +207,13 @@ def can_record(weights: ModelWeights) -> bool:
         return False
     linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
-        if layer.ffn is None or not plain_layer(layer):
+        if not plain_layer(layer):
             return False
-        linears += (layer.ffn.up, layer.ffn.down, layer.ffn.gate)
-        if isinstance(layer.recurrent, (DeltaNetWeights, ShortConvWeights)):
-            linears += layer.recurrent.linears()
-        else:
+        if layer.ffn is not None:
+            linears += (layer.ffn.up, layer.ffn.down, layer.ffn.gate)
+        if layer.recurrent is not None:
+            linears += (linear for linear in layer.recurrent.linears() if isinstance(linear, Linear))
+        if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.output)
     matrices = (linear.weight for linear in linears if linear is not None)

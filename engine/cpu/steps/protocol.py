@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu.caches.rows import CacheRows
-from engine.cpu.recurrent.tools import Heads
 from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
-from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -140,39 +139,16 @@ class Steps(Protocol):
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """activation(x) · y, written over x; None is the sigmoid."""
 
-    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
-        """x · y, number by number, written over x."""
-
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """Columns of every head of x (T, H, C), which has no gaps, as an array (T, H · width) of their own."""
 
     def state_rows(self, batch: Batch, find: FindRows) -> npt.NDArray[np.int64]:
         """find(batch), (S, 2): rows of the states of each span that are read and written (KVCache.state_rows)."""
 
-    def convolve(
-        self,
-        out: Float32Array,
-        x: Float32Array,
-        weight: Float32Array,
-        bias: Float32Array | None,
-        state: StateRow,
-        *,
-        silu: bool = True,
-    ) -> None:
-        """The convolution of one sequence's rows of x, or silu of it, into its rows of out, both (T, C)."""
+    def recur(self, step: Step, out: Float32Array, *alive: object) -> None:
+        """A step of a recurrent mixer (recurrent_steps.py), which writes into `out`, perhaps into some rows of it.
 
-    def delta_net(
-        self,
-        out: Float32Array,
-        convolved: Float32Array,
-        heads: Heads,
-        steps: tuple[Float32Array, Float32Array],
-        weights: DeltaNetWeights,
-        state: StateRow,
-    ) -> None:
-        """The delta rule of one sequence's rows, into its rows of out (T, H, P): 2. and 3. of DeltaNetConfig.
-
-        steps: what the products give for the decay, and for beta, both (T, H).
+        alive: what its addresses point into, beside `out`.
         """
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:

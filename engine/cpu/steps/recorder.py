@@ -20,26 +20,23 @@ from engine.cpu.kernels.machine import HEADER, ROW
 from engine.cpu.memory import aligned_empty
 from engine.cpu.products.integer import Activations, IntegerWeights, empty_activations
 from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
-from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
     address,
     columns_step,
     embed_rows,
     gate_step,
     integer_step,
-    multiply_step,
     normalize_step,
     quantize_step,
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, StateRow, Step
-from engine.cpu.steps.recurrent_steps import convolve_step, delta_step
+from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, Step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
-from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
 
 CHUNK_FLOATS = 1 << 14
 """Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
@@ -48,6 +45,9 @@ PER_FLOAT = 3
 """Products in integers that take the time of one of floats."""
 
 CHUNKS_PER_THREAD = 8
+
+Place = tuple[int, int]
+"""Where an array is in memory, and its bytes: equal for every view of all of it."""
 
 ITEMS, CHUNKS, WAITS = 1, 2, 3
 """Places in the head of a program's row (kernels/machine.py)."""
@@ -60,15 +60,15 @@ class Recorder:
         self._pool = pool
         self._integer = weights
         self._rounded = rounded
-        self._quantized: dict[int, dict[Form, Activations]] = {}  # of buffers as they are now
-        self._rooms: dict[tuple[int, Form], Activations] = {}
-        self._writers: dict[int, tuple[int, Step]] = {}  # row of the program and step that wrote a buffer
+        self._quantized: dict[Place, dict[Form, Activations]] = {}  # of what is in memory now
+        self._rooms: dict[tuple[Place, int, Form], Activations] = {}  # by the rows as well
+        self._writers: dict[Place, tuple[int, Step]] = {}  # row of the program and step that wrote it
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
         self.scratch_floats = 16
         self._waits: dict[int, int] = {}
         self._first = 0
-        self._states: list[StateRow] = []  # whose memory the program reads and writes
+        self._alive: list[object] = []  # whose memory the program reads and writes
         self._buffers: dict[tuple[str, tuple[int, ...]], Float32Array] = {}
 
     def join(self) -> None:
@@ -88,8 +88,7 @@ class Recorder:
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
         buffer = self._buffers.setdefault((name, shape), aligned_empty(*shape))
-        self._quantized.pop(id(buffer), None)
-        self._writers.pop(id(buffer), None)
+        self._forget(buffer)
         return buffer
 
     def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
@@ -189,11 +188,6 @@ class Recorder:
         self._write(gate_step(x, y, activation), x)
         return x
 
-    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
-        """See Steps.multiply."""
-        self._write(multiply_step(x, y), x)
-        return x
-
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """See Steps.take_columns."""
         out = self.empty(name, (len(x), x.shape[1] * width))
@@ -210,39 +204,18 @@ class Recorder:
         self.fills.append(fill)
         return rows
 
-    def convolve(
-        self,
-        out: Float32Array,
-        x: Float32Array,
-        weight: Float32Array,
-        bias: Float32Array | None,
-        state: StateRow,
-        *,
-        silu: bool = True,
-    ) -> None:
-        """See Steps.convolve."""
-        self._states.append(state)
-        self._write(convolve_step(x, weight, bias, state, out, silu=silu))
-
-    def delta_net(
-        self,
-        out: Float32Array,
-        convolved: Float32Array,
-        heads: Heads,
-        steps: tuple[Float32Array, Float32Array],
-        weights: DeltaNetWeights,
-        state: StateRow,
-    ) -> None:
-        """See Steps.delta_net."""
-        step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
-        self._states.append(state)
-        self._write(step)
+    def recur(self, step: Step, out: Float32Array, *alive: object) -> None:
+        """See Steps.recur."""
+        self._alive.append((out, alive))
+        self._write(step, out)
 
     def _activations(self, x: Float32Array, form: Form) -> Activations:
-        """The rows of a buffer in integers: by the step that writes it, where it can, else by one of their own."""
-        known = self._quantized.setdefault(id(x), {})
+        """The rows of an array in integers: by the step that writes it, where it can, else by one of their own."""
+        place = _place(x)
+        known = self._quantized.setdefault(place, {})
         if form not in known:
-            found = self._rooms.setdefault((id(x), form), empty_activations(len(x), x.shape[1], form))
+            room = place, len(x), form
+            found = self._rooms.setdefault(room, empty_activations(len(x), x.shape[1], form))
             if known or not self._write_both(x, found, form):  # a step writes one form
                 self._write(quantize_step(x, found, form))
                 self.join()
@@ -251,7 +224,7 @@ class Recorder:
 
     def _write_both(self, x: Float32Array, activations: Activations, form: Form) -> bool:
         """Let the step that wrote a buffer write its activations, too; False where that is not possible."""
-        index, step = self._writers.get(id(x), (0, None))
+        index, step = self._writers.get(_place(x), (0, None))
         if step is None or not step.unit or step.unit % GROUP:
             return False
         row = list(self.rows[index])
@@ -264,13 +237,25 @@ class Recorder:
         return True
 
     def _write(self, step: Step, written: Float32Array | None = None) -> None:
-        """Adds a step, and the whole buffer that it writes."""
+        """Adds a step, and the array that it writes; with a unit it writes all of it."""
         if written is not None:
-            self._quantized.pop(id(written), None)
-            self._writers[id(written)] = len(self.rows), step
+            self._forget(written)
+            self._writers[_place(written)] = len(self.rows), step
         chunks = 1
         if self._pool.threads > 1:
             chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))
         head = (build.address(step.kind, step.type_name), step.items, chunks, 0)
         assert len(step.operands) <= ROW - HEADER
         self.rows.append((*head, *step.operands))
+
+    def _forget(self, array: Float32Array) -> None:
+        """An array is about to be written: what is known of this memory, or of parts of it, is no longer true."""
+        first, size = _place(array)
+        for known in (self._quantized, self._writers):
+            for start, n_bytes in [*known]:
+                if start < first + size and first < start + n_bytes:
+                    del known[start, n_bytes]
+
+
+def _place(array: Float32Array) -> Place:
+    return address(array), array.nbytes

@@ -12,12 +12,11 @@ from engine.cpu.recurrent.tools import Float32Array, Heads, Moved
 from engine.cpu.steps.immediate import Immediate
 from engine.cpu.steps.protocol import StateRow
 from engine.cpu.steps.recurrent_steps import (
+    After,
     convolve_step,
     delta_step,
     fits_convolution,
     fits_delta_rule,
-    fits_scan,
-    scan_step,
 )
 from engine.model.config import Activation
 
@@ -41,7 +40,7 @@ class CompiledRecurrence:
             return None
         out, behind, past = np.empty(x.shape, np.float32), np.empty(past.shape, np.float32), _whole(past)
         state = _between(past, behind)
-        step = convolve_step(x, weight, bias, state, out, silu=silu)
+        step = convolve_step(x, weight, bias, state, out, After.SILU if silu else After.PLAIN)
         self._steps.run(step, x, weight, bias, state, out)
         return out, behind
 
@@ -57,26 +56,6 @@ class CompiledRecurrence:
         moved = _between(state, behind)
         step = delta_step(convolved, heads, decay, beta, moved, out)
         self._steps.run(step, convolved, decay, beta, moved, out)
-        return out, behind
-
-    def grouped_scan(
-        self,
-        convolved: Float32Array,
-        groups: int,
-        delta: Float32Array,
-        a: Float32Array,
-        d: Float32Array,
-        state: Float32Array,
-    ) -> Moved | None:
-        """See RecurrentKernels.grouped_scan."""
-        heads, width, states = state.shape
-        if not fits_scan(width, states) or not convolved.flags.c_contiguous:
-            return None
-        state, delta, decay, d = _whole(state), _whole(delta), _whole(np.exp(delta * a)), _whole(d)
-        out, behind = np.empty((len(convolved), heads, width), np.float32), np.empty_like(state)
-        moved = _between(state, behind)
-        step = scan_step(convolved, groups, delta, decay, d, moved, out)
-        self._steps.run(step, convolved, delta, decay, d, moved, out)
         return out, behind
 
     def gate(self, z: Float32Array, y: Float32Array) -> Float32Array | None:

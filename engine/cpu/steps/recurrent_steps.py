@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 
-from engine.cpu.kernels.recurrent import CHANNELS, MOST_KEYS
+from engine.cpu.kernels.recurrent import MOST_KEYS
+from engine.cpu.kernels.scans import CHANNELS, MOST_STATES
 from engine.cpu.products.matmul import LANES
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import address, float_bits
@@ -14,9 +16,11 @@ from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
     Mamba2Config,
+    MambaConfig,
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.weights import MambaWeights
 
 MOST_TAPS = 8
 """Widest convolution that a kernel is built for."""
@@ -25,22 +29,29 @@ WIDE, PAIR = 4, 2
 """Vectors that an item takes of channels and of values, where their number allows it; else one."""
 
 
+class After(Enum):
+    """What becomes of a convolution's sums (kernels/convolution.py)."""
+
+    PLAIN = "plain"
+    SILU = "silu"
+    GATED = "gated"  # between the two gates of a short convolution
+
+
 def kernel_names(config: RecurrentConfig) -> list[tuple[str, str]]:
     """Kind and type of the kernels that a mixer can ask for."""
     if isinstance(config, ShortConvConfig):
-        convolve = _convolve_name(config.inner, config.conv_width, silu=False)
-        return [("convolve", convolve), ("take_columns", "F32"), ("gate", "PLAIN")]
+        return [("convolve", _convolve_name(config.inner, config.conv_width, After.GATED))]
     gate = "gate", Activation.SILU.name
+    if isinstance(config, MambaConfig):
+        convolve = _convolve_name(config.inner, config.conv_width, After.SILU)
+        return [("convolve", convolve), ("selective_scan", "F32"), ("take_columns", "F32")]
     if isinstance(config, Mamba2Config):
-        return [
-            ("convolve", _convolve_name(config.convolved, config.conv_width, silu=True)),
-            ("grouped_scan", "F32"),
-            gate,
-        ]
+        convolve = _convolve_name(config.convolved, config.conv_width, After.SILU)
+        return [("convolve", convolve), ("grouped_scan", "F32"), gate]
     if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)):
         channels = config.convolved if isinstance(config, DeltaNetConfig) else 3 * config.inner
         kind = "KEY" if isinstance(config, KimiDeltaConfig) else "STEPS" if fits_delta_net(config) else "HEAD"
-        convolve = _convolve_name(channels, config.conv_width, silu=True)
+        convolve = _convolve_name(channels, config.conv_width, After.SILU)
         return [("convolve", convolve), ("delta_rule", _delta_name(config.head_width, kind)), gate]
     return []
 
@@ -57,7 +68,7 @@ def fits_delta_rule(keys: int, values: int) -> bool:
 
 def fits_scan(width: int, states: int) -> bool:
     """Whether a kernel computes a scan of Mamba 2."""
-    return states % LANES == 0 and width % CHANNELS == 0 and states <= MOST_KEYS
+    return states % LANES == 0 and width % CHANNELS == 0 and states <= MOST_STATES
 
 
 def fits_delta_net(config: DeltaNetConfig) -> bool:
@@ -65,6 +76,18 @@ def fits_delta_net(config: DeltaNetConfig) -> bool:
     size = config.head_width
     fits = fits_delta_rule(size, size) and fits_convolution(config.convolved, config.conv_width)
     return fits and not config.sigmoid_gate
+
+
+def fits_mamba(config: MambaConfig) -> bool:
+    """Whether kernels compute all of a mixer."""
+    fits = fits_scan(config.inner, config.state) and fits_convolution(config.inner, config.conv_width)
+    return fits and config.dt_rank % LANES == 0
+
+
+def fits_mamba_2(config: Mamba2Config) -> bool:
+    """Whether kernels compute all of a mixer."""
+    fits = fits_scan(config.head_width, config.state) and fits_convolution(config.convolved, config.conv_width)
+    return fits and config.inner // config.groups % LANES == 0
 
 
 def fits_short_conv(config: ShortConvConfig) -> bool:
@@ -78,12 +101,11 @@ def convolve_step(
     bias: Float32Array | None,
     state: StateRow,
     out: Float32Array,
-    *,
-    silu: bool,
+    after: After,
 ) -> Step:
-    """Convolution of rows of x into out, both (T, C); state: (C, W - 1)."""
-    n_tokens, channels = x.shape
-    name = _convolve_name(channels, weight.shape[1], silu=silu)
+    """Convolution of rows of x (T, C), or (T, 3 · C) where `after` is GATED, into out (T, C); state: (C, W - 1)."""
+    n_tokens, channels = out.shape
+    name = _convolve_name(channels, weight.shape[1], after)
     arrays = address(weight), 0 if bias is None else address(bias), *state.operands, address(out)
     operands = address(x), x.strides[0], *arrays, n_tokens, channels
     # The activation costs as much as some ten plain steps, and so do the weights of a channel.
@@ -126,25 +148,66 @@ def delta_step(
 def scan_step(
     convolved: Float32Array,
     groups: int,
-    delta: Float32Array,
-    decay: Float32Array,
-    d: Float32Array,
+    steps: Float32Array,
+    z: Float32Array,
+    constants: tuple[Float32Array, Float32Array, Float32Array],
     state: StateRow,
     out: Float32Array,
 ) -> Step:
-    """A scan of Mamba 2 of contiguous rows (T, H · P + 2 · G · S) into out (T, H, P); state: (H, P, S)."""
+    """A scan of Mamba 2 of contiguous rows (T, H · P + 2 · G · S) into out (T, H, P), gated by z; state: (H, P, S).
+
+    Args:
+        convolved: see above.
+        groups: G.
+        steps: (T, H), before the bias and softplus.
+        z: (T, H · P), whose rows are as far apart.
+        constants: a, d and dt_bias, (H,) each.
+        state: see above.
+        out: see above.
+    """
     n_tokens, heads, width = out.shape
     at_b = heads * width
     states = (convolved.shape[1] - at_b) // (2 * groups)
     first = address(convolved)
     parts = first, first + 4 * at_b, first + 4 * (at_b + groups * states), convolved.strides[0]
-    arrays = address(delta), address(decay), address(d), *state.operands, address(out)
-    operands = *parts, *arrays, n_tokens, heads, groups, width, states
+    assert z.strides == steps.strides
+    inputs = address(steps), address(z), z.strides[0], *map(address, constants)
+    operands = *parts, *inputs, *state.operands, address(out), n_tokens, heads, groups, width, states
     return Step("grouped_scan", "F32", operands, heads * width // CHANNELS, (n_tokens + 1) * heads * width * states)
 
 
-def _convolve_name(channels: int, taps: int, *, silu: bool) -> str:
-    return f"{'SILU' if silu else 'PLAIN'}/{taps}/{WIDE if channels % (WIDE * LANES) == 0 else 1}"
+def selective_step(
+    u: Float32Array,
+    steps: Float32Array,
+    parts: tuple[Float32Array, Float32Array],
+    weights: MambaWeights,
+    z: Float32Array,
+    state: StateRow,
+    out: Float32Array,
+) -> Step:
+    """A scan of Mamba 1 of contiguous rows u into out, gated by z, all (T, I); state: (I, S).
+
+    Args:
+        u: see above.
+        steps: (T, I) without gaps, before softplus.
+        parts: b and c, (T, S) each, whose rows are equally far apart.
+        weights: of the mixer.
+        z: (T, I).
+        state: see above.
+        out: see above.
+    """
+    n_tokens, inner = out.shape
+    b, c = parts
+    assert b.strides == c.strides
+    inputs = address(u), address(steps), address(b), address(c), b.strides[0], address(weights.a), address(weights.d)
+    arrays = address(z), z.strides[0], *state.operands, address(out)
+    # A state takes an exponential, which costs as much as some ten plain steps.
+    floats = 8 * n_tokens * weights.a.size
+    return Step("selective_scan", "F32", (*inputs, *arrays, n_tokens, *weights.a.shape), inner // CHANNELS, floats)
+
+
+def _convolve_name(channels: int, taps: int, after: After) -> str:
+    return f"{after.name}/{taps}/{WIDE if channels % (WIDE * LANES) == 0 else 1}"
 
 
 def _delta_name(values: int, kind: str) -> str:
