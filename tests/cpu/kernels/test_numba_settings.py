@@ -78,7 +78,7 @@ def test_settings_that_end_numba_or_llvm(tmp_path):
         ("-avx2", "portable"),
         ("+avx2,-avx", "portable"),  # without the one there is not the other
         ("+avx2,-avx,-avx2,+f16c,+fma", "portable"),  # NUMBA_ENABLE_AVX=0 on a processor that has it all
-        ("+avx512vnni,+avx512vl", "vnni"),
+        ("+avx512vnni,+avx512vl", "vnni512"),
         ("+avx512vnni,+avx512vl,-avx512f", "avx2"),
         ("+avxvnni", "vnni"),
         ("+avxvnni,-avx2,+avx2", "avx2"),

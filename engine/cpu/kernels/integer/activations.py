@@ -1,12 +1,9 @@
 """Activations in integers: how rows of float32 are quantized, and what a block of 32 columns of them looks like.
 
-Of 8 bits: 32 signed bytes q, then as float32 their scale d, d · sum(q), and d · sum of the first and of the last 16 q.
-
-Of 16 bits: 64 bytes of q, the same four numbers, then as int32 sum(q) and the sums of the first and the last 16. The
-q are split into 32 signed bytes h and 32 signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in
-which even and odd bytes of a word of weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on.
-
-Of 14 bits: the same with smaller q, in the order of columns.
+First come the numbers q, then as float32 their scale d, d · sum(q), and d · sum of the first and of the last 16 q, then
+as int32 these three sums. Of 8 bits, q are 32 signed bytes. Of 16 bits they are split into 32 signed bytes h and 32
+signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in which even and odd bytes of a word of
+weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on. Of 14 bits they are pairs in the order of columns.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
@@ -50,14 +47,14 @@ class Line:
         largest: largest magnitude of q.
         scale: where d is.
         sums: where d times the sums of all q, the first 16 and the last 16 are.
-        counts: where these sums as integers are, of more than 8 bits.
+        counts: where these sums as integers are.
     """
 
     n_bytes: int
     largest: int
     scale: int
     sums: tuple[int, int, int]
-    counts: tuple[int, int, int] | None
+    counts: tuple[int, int, int]
 
     def places(self, of: tuple[int, int, int], count: int) -> tuple[int, ...]:
         """Where the sums `of` all columns are (count 1) or those of the halves (2)."""
@@ -65,7 +62,7 @@ class Line:
 
 
 LINES = {
-    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), None),
+    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), (48, 52, 56)),
     14: Line(96, HIGHEST_14, 64, (68, 72, 76), (80, 84, 88)),
     16: Line(96, HIGHEST_16, 64, (68, 72, 76), (80, 84, 88)),
 }
@@ -153,16 +150,16 @@ def _write_line(e: Emitter, parts: list[Value], top: Value, line: Line, most: Va
     integers = []
     for i, part in enumerate(parts):
         bits = b.bitcast(b.fadd(e.multiply(part, factor), rounder), V32)
-        short = b.trunc(bits, vector(I8 if line.counts is None else I16, ROWS))
-        if line.counts is None:
+        narrow = line.largest == ACTIVATION_MAX
+        short = b.trunc(bits, vector(I8 if narrow else I16, ROWS))
+        if narrow:
             e.store(short, target, ROWS * i, align=1)
         integers.append(b.sext(short, V32))
     first, last = (_sum_lanes(e, b.add(integers[i], integers[i + 1])) for i in (0, 2))
     e.store(scale, target, line.scale)
     for number, total in enumerate((b.add(first, last), first, last)):
         e.store(e.multiply(b.sitofp(total, F32), scale), target, line.sums[number])
-        if line.counts is not None:
-            e.store(total, target, line.counts[number])
+        e.store(total, target, line.counts[number])
     return integers
 
 

@@ -143,9 +143,9 @@ def _recode_iq3(type: GGMLType, e: Emitter, block: Value, target: Value) -> None
     e.store(e.load(block, I16), target, 132, align=2)
 
 
-def _iq3_nibbles(k: Block, group: int) -> tuple[Value, ...]:
+def _iq3_nibbles(k: Block, group: int, up: int = 0) -> tuple[Value, ...]:
     pair, half = divmod(group, 2)
-    return tuple(k.field(k.word(8 * pair + i), 4 * half, 15) for i in range(STEPS))
+    return tuple(k.field(k.word(8 * pair + i), 4 * half, 15, up) for i in range(STEPS))
 
 
 _TOP_3 = int(_LEVELS_3[-1])
@@ -174,18 +174,18 @@ def _iq3_xxs(k: Block) -> Iterator[Group]:
     GGMLType.IQ3_S,
     words=(range(0, 132, 4),),
     halves=(132,),
-    largest=15,
+    largest=30,
     factors=1,
     largest_factor=31,
-    zero=7.5,
+    zero=15,
     recode=partial(_recode_iq3, GGMLType.IQ3_S),
     copied=True,
 )
 def _iq3_s(k: Block) -> Iterator[Group]:
     # The levels are the odd numbers from -15 to 15.
-    double = k.times(k.half(0), 2.0)
+    d = k.half(0)
     for group in range(8):
-        yield Group(_iq3_nibbles(k, group), (double,), (_odd(k.e, k.word(32), 15, 4 * group),))
+        yield Group(_iq3_nibbles(k, group, 1), (d,), (_odd(k.e, k.word(32), 15, 4 * group),))
 
 
 # IQ1_S: 0 plane of levels (0, 1, 2), 64 for each 32 columns 3 bits of scale and in the fourth whether 1/8 is taken

@@ -1,23 +1,23 @@
 """One group of 32 columns in registers: what loops for one row (rows.py) and for many (tiles.py) share.
 
-With activations of 8 bits a group adds
-    scale · sum(q_w · q_x) · d      and      m · d · sum(q_x)
-to two float32 sums of a row (activations.py says what d and q_x are); offsets are in m, as minima are. With more it is
-    factor · sum((q_w - offset) · q_x) · d
-for all groups of a block, then their sum times scale. The inner sums, factors included, are exact integers.
+A group adds
+    factor · sum((q_w - offset) · q_x) · d      and      m · d · sum(q_x)
+to two float32 sums (activations.py says what d and q_x are): the first to that of the block, which is multiplied by the
+scale that its groups share and added to that of the row. The inner sums, offset and factor included, are exact
+integers, so all instruction sets give the same bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 
-from engine.cpu.kernels.emit import F32, I32, Emitter, Value
+from engine.cpu.kernels.emit import F32, I8, I32, Emitter, Value, vector
 from engine.cpu.kernels.integer.activations import LINES, Line
-from engine.cpu.kernels.integer.panels import FLOATS, PANELS, STEPS, Group, Panel
-from engine.cpu.kernels.isa import ISAS, ROWS, V8, V16, V32, Isa
+from engine.cpu.kernels.integer.panels import PANELS, STEPS, Group, Panel
+from engine.cpu.kernels.isa import ISAS, ROWS, V16, V32, Isa
 from engine.cpu.kernels.stepping import format_name
 
 STEPS_AT_ONCE = 2
@@ -52,34 +52,19 @@ class Kind:
     def arithmetic(self, *, tiles: bool) -> type[Isa]:
         """How numbers are multiplied."""
         if self.bits > 8:
-            return self.isa.for_16_bits(tiles=tiles or self.panel.wide)
+            isa = self.isa.for_16_bits(tiles=tiles or self.panel.wide)
+            return isa if tiles else isa.of_one_panel()
         return self.isa.for_tiles(self.panel.largest) if tiles else self.isa
 
     @property
-    def n_scales(self) -> int:
-        """Scales of a group."""
-        in_scales = self.bits == 8 and not self.panel.late
-        return self.panel.n_factors if in_scales and self.panel.n_factors else self.panel.n_scales
-
-    @property
-    def n_factors(self) -> int:
-        """Factors of a group, which multiply sums of integers."""
-        return self.panel.n_factors if self.bits > 8 or self.panel.late else 0
-
-    def n_mins(self, isa: type[Isa]) -> int:
-        """Minima of a group as an instruction set multiplies it."""
-        if self.bits == 8 and self.panel.offset(isa):
-            return max(self.panel.n_scales, self.panel.n_factors)
-        return self.panel.n_mins
+    def n_sums(self) -> int:
+        """Sums of integers of a group that become floats."""
+        return self.panel.n_sums(self.line.largest)
 
     @property
     def block_scale(self) -> bool:
         """Whether a block's sum is multiplied by its scale, not each group's."""
-        return self.bits > 8 and self.panel.n_scales == 1
-
-    def offset(self, isa: type[Isa]) -> int:
-        """What activations of more than 8 bits take away from q, or from 2 q where `twice` says so."""
-        return int(self.panel.offset(isa) * (1 + self.panel.twice))
+        return self.panel.n_scales == 1
 
 
 def span_steps(isa: type[Isa], largest: int, steps: int) -> int:
@@ -94,9 +79,9 @@ def smaller(builder: Any, a: Value, b: Value) -> Value:
     return builder.select(builder.icmp_signed("<", a, b), a, b)
 
 
-def float_at(e: Emitter, address: Value, offset: int) -> Value:
+def float_at(e: Emitter, address: Value, offset: int, lanes: int = ROWS) -> Value:
     """A float32 in all lanes."""
-    return e.splat(e.load(address, F32, offset, align=4), ROWS)
+    return e.splat(e.load(address, F32, offset, align=4), lanes)
 
 
 def zeros(kind: ir.Type) -> Value:
@@ -104,15 +89,15 @@ def zeros(kind: ir.Type) -> Value:
     return ir.Constant(kind, [0] * kind.count)
 
 
-def broadcast(e: Emitter, line: Value, step: int) -> Value:
+def broadcast(e: Emitter, line: Value, step: int, lanes: int = ROWS) -> Value:
     """Four activations in all lanes."""
-    return e.builder.bitcast(e.splat(e.load(line, I32, 4 * step), ROWS), V8)
+    return e.builder.bitcast(e.splat(e.load(line, I32, 4 * step), lanes), vector(I8, 4 * lanes))
 
 
 def add_minima(e: Emitter, kind: Kind, mins: tuple[Value, ...], line: Value, least: Value) -> Value:
     """The float sum of minima after one more group."""
     for minimum, place in zip(mins, kind.line.places(kind.line.sums, len(mins)), strict=False):
-        least = e.multiply_add(minimum, float_at(e, line, place), least)
+        least = e.multiply_add(minimum, float_at(e, line, place, least.type.count), least)
     return least
 
 
@@ -125,69 +110,65 @@ def hold(e: Emitter) -> None:
 
 
 def group_sums(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
-    """The integer sums of a group times one row of activations, 8 × i32."""
-    return {8: _sums_of_8, 14: _sums_of_14, 16: _sums_of_16}[kind.bits](e, kind, group, line)
+    """kind.n_sums integer sums of a group times one row of activations (8 × i32), offsets and factors applied."""
+    b, panel, isa = e.builder, kind.panel, kind.arithmetic(tiles=False)
+    arithmetic, offset, count = isa(e, panel.largest), panel.offset(isa), max(panel.n_factors, kind.n_sums)
+    spans = {8: _spans_of_8, 14: _span_of_14, 16: _span_of_16}[kind.bits]
+    totals = []
+    for which, place in enumerate(kind.line.places(kind.line.counts, count)):
+        numbers = e.splat(e.load(line, I32, place, align=4), ROWS) if offset else None
+        factor = isa.factor(e, group.factors[which * panel.n_factors // count]) if group.factors else None
+        steps = range(which * STEPS // count, (which + 1) * STEPS // count)
+        total = arithmetic.taken(numbers, offset, factor)
+        for part in spans(e, kind, group, line, steps, arithmetic.begin(numbers, offset)):
+            part = arithmetic.finish(part, factor)
+            total = part if total is None else b.add(total, part)
+        totals.append(total)
+    return totals if count == kind.n_sums else [b.add(*totals)]
 
 
-def _sums_of_8(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
-    """One for each scale."""
-    isa = kind.arithmetic(tiles=False)
-    largest, parts = kind.panel.largest, max(kind.n_scales, kind.n_factors)
-    arithmetic, span = isa(e, largest), span_steps(isa, largest, STEPS // parts)
-    totals: list[Value | None] = [None] * len(group.scales)
-    for first in range(0, STEPS, span):
-        part = zeros(isa.accumulator)
+def _spans_of_8(e: Emitter, kind: Kind, group: Group, line: Value, steps: range, start: Value) -> Iterator[Value]:
+    """Accumulators of these steps, as many as it takes; the first begins with `start`."""
+    isa, largest = kind.arithmetic(tiles=False), kind.panel.largest
+    arithmetic, span = isa(e, largest), span_steps(isa, largest, len(steps))
+    for first in steps[::span]:
         for step in range(first, first + span):
             if step % STEPS_AT_ONCE == 0:
                 hold(e)
-            part = arithmetic.add(part, group.steps[step], broadcast(e, line, step))
-        factor = isa.factor(e, group.factors[first * len(group.factors) // STEPS]) if group.factors else None
-        part = arithmetic.finish(part, factor)
-        which = first * len(totals) // STEPS
-        total = totals[which]
-        totals[which] = part if total is None else e.builder.add(total, part)
-    return totals
+            start = arithmetic.add(start, group.steps[step], broadcast(e, line, step))
+        yield start
+        start = zeros(isa.accumulator)
 
 
-def _sums_of_16(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
-    """panel.n_sums of them, offsets taken away and factors applied."""
-    b, panel, isa = e.builder, kind.panel, kind.arithmetic(tiles=False)
-    arithmetic, offset, count = isa(e, panel.largest), kind.offset(isa), max(len(group.factors), panel.n_sums)
-    assert kind.line.counts is not None
+def _span_of_16(e: Emitter, kind: Kind, group: Group, line: Value, steps: range, start: Value) -> Iterator[Value]:
+    """The same, one sum for all."""
+    b, isa = e.builder, kind.arithmetic(tiles=False)
+    arithmetic = isa(e, kind.panel.largest)
     # A chain for each plane of bytes or each half of a pair, and two where chains of a whole group would be waited for.
-    split, chains = isa.columns == 4, 2 // count
-    totals = []
-    for which, place in enumerate(kind.line.places(kind.line.counts, count)):
-        start = zeros(V32)
-        if offset:
-            start = e.splat(b.mul(e.load(line, I32, place, align=4), I32(-offset)), ROWS)
-        sums = [[zeros(V32)] * chains for _ in range(2)]
-        sums[0][0] = zeros(V32) if panel.twice else start
-        for step in range(which * STEPS // count, (which + 1) * STEPS // count):
-            if step % STEPS_AT_ONCE == 0:
-                hold(e)
-            weights = group.steps[step]
-            for number, part in enumerate((weights, weights) if split else widened(e, weights)):
-                word = broadcast(e, line, STEPS * (1 - number) + step if split else 2 * step + number)
-                chain, at = sums[number], step % chains
-                chain[at] = arithmetic.add(chain[at], part, word if split else b.bitcast(word, V16))
-        low, high = (chain[0] if chains == 1 else b.add(*chain) for chain in sums)
-        total = b.add(low, e.shift_left(high, 8) if split else high)
-        if panel.twice:
-            total = b.add(b.add(total, total), start)
-        totals.append(b.mul(total, group.factors[which * len(group.factors) // count]) if group.factors else total)
-    return totals if len(totals) == panel.n_sums else [b.add(*totals)]
+    split, chains = isa.columns == 4, 2 * len(steps) // STEPS
+    sums = [[zeros(V32)] * chains for _ in range(2)]
+    sums[0][0] = start
+    for step in steps:
+        if step % STEPS_AT_ONCE == 0:
+            hold(e)
+        weights = group.steps[step]
+        for number, part in enumerate((weights, weights) if split else widened(e, weights)):
+            word = broadcast(e, line, STEPS * (1 - number) + step if split else 2 * step + number)
+            chain, at = sums[number], step % chains
+            chain[at] = arithmetic.add(chain[at], part, word if split else b.bitcast(word, V16))
+    low, high = (chain[0] if chains == 1 else b.add(*chain) for chain in sums)
+    yield b.add(low, e.shift_left(high, 8) if split else high)
 
 
-def _sums_of_14(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]:
-    """The sum of a group of a wide panel."""
+def _span_of_14(e: Emitter, kind: Kind, group: Group, line: Value, steps: range, start: Value) -> Iterator[Value]:
+    """The same for all steps of a group of a wide panel."""
     b, arithmetic = e.builder, kind.arithmetic(tiles=False)(e, kind.panel.largest)
-    chains = [zeros(V32), zeros(V32)]  # one would be waited for
+    chains = [start, zeros(V32)]  # one would be waited for
     for step, weights in enumerate(group.steps):
         if step % STEPS_AT_ONCE == 0:
             hold(e)
         chains[step % 2] = arithmetic.add(chains[step % 2], weights, b.bitcast(broadcast(e, line, step), V16))
-    return [b.add(*chains)]
+    yield b.add(*chains)
 
 
 def add_group(
@@ -197,7 +178,7 @@ def add_group(
 
     factor: the scale of the activations in all lanes; total: the sum before, None is 0.
     """
-    dots = [e.builder.sitofp(part, FLOATS) for part in sums]
+    dots = [e.builder.sitofp(part, vector(F32, part.type.count)) for part in sums]
     if not kind.block_scale:
         dots[0] = e.multiply(dots[0], scales[0])
     product = dots[0]

@@ -36,13 +36,13 @@ def _recode_q1_0(e: Emitter, block: Value, target: Value) -> None:
     e.store(spread_bits(e, e.load(block, vector(I32, 4), 2)), target, 2, align=2)
 
 
-@panel(GGMLType.Q1_0, words=(range(2, 18, 4),), halves=(0,), largest=1, zero=0.5, recode=_recode_q1_0)
+@panel(GGMLType.Q1_0, words=(range(2, 18, 4),), halves=(0,), largest=2, zero=1, recode=_recode_q1_0)
 def _q1_0(k: Block) -> Iterator[Group]:
-    double = k.times(k.half(0), 2.0)
+    d = k.half(0)
     for group in range(4):
         word = k.word(group)
-        steps = tuple(k.field(word, step, 1) for step in range(STEPS))
-        yield Group(steps, (double,))
+        steps = tuple(k.field(word, step, 1, 1) for step in range(STEPS))
+        yield Group(steps, (d,))
 
 
 def _recode_q2_0(e: Emitter, block: Value, target: Value) -> None:

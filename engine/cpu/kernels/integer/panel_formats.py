@@ -72,9 +72,7 @@ def _mxfp4(k: Block) -> Iterator[Group]:
     yield Group(steps, (scale,))
 
 
-@panel(
-    GGMLType.Q2_K, words=(range(0, 80, 4),), halves=(80, 82), largest=3, factors=2, mins=2, largest_factor=15, late=True
-)
+@panel(GGMLType.Q2_K, words=(range(0, 80, 4),), halves=(80, 82), largest=3, factors=2, mins=2, largest_factor=15)
 def _q2_k(k: Block) -> Iterator[Group]:
     d, dmin = k.half(0), k.times(k.half(1), -1.0)
     for half in range(2):
@@ -86,9 +84,7 @@ def _q2_k(k: Block) -> Iterator[Group]:
             yield Group(k.twos(4 + 8 * half, group), (d,), factors, mins)
 
 
-@panel(
-    GGMLType.Q3_K, words=(range(0, 108, 4),), halves=(108,), largest=7, factors=2, largest_factor=32, late=True, zero=4
-)
+@panel(GGMLType.Q3_K, words=(range(0, 108, 4),), halves=(108,), largest=7, factors=2, largest_factor=32, zero=4)
 def _q3_k(k: Block) -> Iterator[Group]:
     e, d = k.e, k.half(0)
     low, high = (k.word(24), k.word(25)), k.word(26)
@@ -154,7 +150,6 @@ def _q5_k(k: Block) -> Iterator[Group]:
     largest=63,
     factors=2,
     largest_factor=128,
-    late=True,
     zero=32,
 )
 def _q6_k(k: Block) -> Iterator[Group]:

@@ -11,7 +11,7 @@ layout that does: `recode` writes it, and `words` and `halves` are offsets in it
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llvmlite import ir
 
@@ -122,21 +122,9 @@ class Block:
         top = ir.Constant(V8, [0x80] * BYTES)
         return Group(tuple(self.e.builder.xor(step, top) for step in steps), (scale,), factors)
 
-    def groups(self, bits: int) -> Iterator[Group]:
-        """The block's groups for activations of 8, 14 or 16 bits.
-
-        With more than 8 bits products take away the offset, and multiply by factors, in integers. With 8 an offset
-        becomes minima, and factors of most formats become part of the scales.
-        """
-        panel = self._panel
-        offset = panel.offset(self.isa)
-        for group in panel.read(self):
-            if bits > 8:
-                yield replace(group, scales=(self.times(group.scales[0], 0.5),)) if panel.twice else group
-                continue
-            floats = tuple(self.times(self.number(factor), group.scales[0]) for factor in group.factors) or group.scales
-            mins = tuple(self.times(each, -offset) for each in floats) if offset else group.mins
-            yield Group(group.steps, *((group.scales, group.factors) if panel.late else (floats, ())), mins)
+    def groups(self) -> Iterator[Group]:
+        """The block's groups. Products take away the offset, and multiply by factors, in integers."""
+        return self._panel.read(self)
 
 
 Read = Callable[[Block], Iterator[Group]]
@@ -159,8 +147,7 @@ class Panel:
         largest: largest magnitude of a weight as read (above 127: signed).
         n_scales, n_factors, n_mins: of each group.
         largest_factor: their largest magnitude.
-        late: with activations of 8 bits, factors multiply sums of integers; else they become part of the scales.
-        zero: the number q that means 0, in formats without minima; may end in a half.
+        zero: the number q that means 0, in formats without minima.
         spread: index of the word of fifth bits, or None; see `spread_bits`.
         recode: brings a block into the layout that `words` and `halves` describe; None where it has it.
         copied: recoding blocks again in each product would take longer than products in float32.
@@ -180,8 +167,7 @@ class Panel:
     n_factors: int
     n_mins: int
     largest_factor: int
-    late: bool
-    zero: float
+    zero: int
     spread: int | None
     recode: Recode | None
     copied: bool
@@ -189,26 +175,19 @@ class Panel:
     wide: bool
     read: Read
 
-    def offset(self, isa: type[Isa]) -> float:
+    def offset(self, isa: type[Isa]) -> int:
         """What is taken away from every q, as `read` gives it for an instruction set."""
         if self.wide:
             return self.zero
-        return 128.0 if self.largest > ACTIVATION_MAX and not isa.takes_signed else self.zero
+        return 128 if self.largest > ACTIVATION_MAX and not isa.takes_signed else self.zero
 
-    @property
-    def twice(self) -> bool:
-        """Whether activations of 16 bits are multiplied by 2 (q - zero), which is whole."""
-        return self.zero % 1 != 0
+    def n_sums(self, highest: int) -> int:
+        """Sums of products, factors included, that a group needs to fit into 32 bits.
 
-    @property
-    def n_sums(self) -> int:
-        """Sums of products, factors included, that a group needs with activations of 16 bits, to fit into 32 bits."""
-        if self.wide:
-            assert GROUP * self.largest * HIGHEST_14 < 1 << 31
-            return 1
-        signed = self.largest > ACTIVATION_MAX
-        reach = self.largest if signed else (1 + self.twice) * max(self.zero, self.largest - self.zero)
-        whole = GROUP * reach * self.largest_factor * HIGHEST_16 < 1 << 31
+        highest: largest magnitude of an activation.
+        """
+        reach = self.largest if self.largest > ACTIVATION_MAX else max(self.zero, self.largest - self.zero)
+        whole = GROUP * reach * self.largest_factor * highest < 1 << 31
         return 1 if whole and self.n_scales == 1 else 2
 
     @property
@@ -242,8 +221,7 @@ def panel(
     factors: int = 0,
     mins: int = 0,
     largest_factor: int = 1,
-    late: bool = False,
-    zero: float = 0.0,
+    zero: int = 0,
     spread: int | None = None,
     recode: Recode | None = None,
     copied: bool = False,
@@ -257,7 +235,7 @@ def panel(
         blocks = WIDE_BLOCK if wide else 1
         sizes = type.name, blocks * type.block_size, blocks * type.type_size
         numbers = largest, scales, factors, mins, largest_factor
-        made = Panel(*sizes, places, halves, byte, *numbers, late, zero, spread, recode, copied, near, wide, read)
+        made = Panel(*sizes, places, halves, byte, *numbers, zero, spread, recode, copied, near, wide, read)
         assert recode is not None or made.row_bytes == type.type_size
         PANELS[type.name] = made
         return read

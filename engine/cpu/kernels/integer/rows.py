@@ -198,7 +198,7 @@ def dot_panels(typing_context, name, operands, low, high, scratch):
                 read = [Block(e, panel, isa, source.block(blocks.index)) for source in opened]
                 lines = builder.add(x, scaled(builder, blocks.index, line_bytes * panel.n_groups))
                 of_block: list[Value | None] = [None] * PANELS_AT_ONCE
-                for number, groups in enumerate(zip(*(block.groups(kind.bits) for block in read), strict=True)):
+                for number, groups in enumerate(zip(*(block.groups() for block in read), strict=True)):
                     line = e.at(lines, line_bytes * number)
                     factor = float_at(e, line, kind.line.scale)
                     for index, (block, group, (total, least)) in enumerate(zip(read, groups, sums, strict=True)):
@@ -211,9 +211,12 @@ def dot_panels(typing_context, name, operands, low, high, scratch):
                             after = e.multiply_add(after, group.scales[0], builder.load(total))
                         if not kind.block_scale or number == panel.n_groups - 1:
                             builder.store(after, total)
-                        builder.store(add_minima(e, kind, group.mins, line, builder.load(least)), least)
+                        if group.mins:
+                            builder.store(add_minima(e, kind, group.mins, line, builder.load(least)), least)
             for index, (total, least) in zip(indices, sums, strict=True):
-                store_sums(e, o, index, tokens.index, builder.fadd(builder.load(total), builder.load(least)), room)
+                value = builder.load(total)
+                value = builder.fadd(value, builder.load(least)) if panel.n_mins else value
+                store_sums(e, o, index, tokens.index, value, room)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

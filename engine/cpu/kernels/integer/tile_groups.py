@@ -5,7 +5,7 @@ from typing import Any
 
 from numba.core import cgutils
 
-from engine.cpu.kernels.emit import I64, Emitter, Value
+from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
 from engine.cpu.kernels.integer.activations import scaled
 from engine.cpu.kernels.integer.groups import (
     Kind,
@@ -18,49 +18,53 @@ from engine.cpu.kernels.integer.groups import (
     widened,
     zeros,
 )
-from engine.cpu.kernels.integer.panels import FLOATS, GROUP, STEPS, Group
-from engine.cpu.kernels.isa import BYTES, V8, V16, V32, Avx2
+from engine.cpu.kernels.integer.panels import GROUP, STEPS, Group
+from engine.cpu.kernels.isa import BYTES, ROWS, V8, V32, Avx2
 
 
 class Tile:
-    """Unpacked groups in memory: vectors of weights, factors, scales and minima, 32 bytes each."""
+    """Unpacked groups in memory: vectors of weights, factors, scales and minima, 32 bytes for each panel side by side.
+
+    Attributes:
+        side: panels that share vectors. Their groups are interleaved, so that a vector is one load.
+    """
 
     def __init__(self, e: Emitter, kind: Kind) -> None:
         self._e, self.kind, self.panel, self.isa = e, kind, kind.panel, kind.arithmetic(tiles=True)
         self.pairs = self.isa.columns == 2
         self.widens = self.pairs and kind.bits == 8
         self.n_steps = GROUP // self.isa.columns
-        self.folds = kind.bits > 8 and self.pairs  # factors are part of the weights
         self.planes = 2 if kind.bits == 16 and not self.pairs else 1
-        self.n_scales, self.n_mins = kind.n_scales, kind.n_mins(self.isa)
-        self.n_factors = 0 if self.folds else kind.n_factors
-        # Sums of integers of a group, and how many they are when halves have been joined.
-        self.n_sums = kind.panel.n_sums if kind.bits > 8 else kind.n_scales
-        self.n_parts = max(self.n_sums, self.n_factors) if self.planes == 2 else self.n_sums
-        self.span_steps = span_steps(self.isa, self.panel.largest, self.n_steps // max(self.n_parts, self.n_factors, 1))
-        self.group_bytes = BYTES * (self.n_steps + self.n_factors + self.n_scales + self.n_mins)
+        # What the weights take with them: offsets where they may be signed, factors too as numbers of 16 bits.
+        offset = self.panel.offset(self.isa)
+        self.taken, self.offset = (offset, 0) if self.isa.multiplies_signed else (0, offset)
+        self.n_scales, self.n_mins = self.panel.n_scales, self.panel.n_mins
+        self.n_factors = 0 if self.pairs else self.panel.n_factors
+        self.n_parts = max(kind.n_sums, self.n_factors)
+        self.span_steps = span_steps(self.isa, self.panel.largest, self.n_steps // self.n_parts)
+        self.side = self.isa.side
+        self.vector_bytes, self.lanes = BYTES * self.side, ROWS * self.side
+        self.floats = vector(F32, self.lanes)
+        self.group_bytes = self.vector_bytes * (self.n_steps + self.n_factors + self.n_scales + self.n_mins)
 
     def write(self, address: Value, group: Group) -> None:
-        """Puts a group there."""
+        """Puts a group of one panel there."""
         e, steps, factors = self._e, list(group.steps), list(group.factors)
         if self.pairs and not self.panel.wide:
             both = [widened(e, step) for step in steps]
             # The order of activations: all even and all odd places, or even and odd ones of each step.
             steps = list(chain.from_iterable(zip(*both, strict=True) if self.widens else both))
-        if self.kind.bits == 16:
-            offset = self.kind.offset(self.isa)
-            steps = [e.builder.add(step, step) if self.panel.twice else step for step in steps]
-            steps = [e.minus(step, offset) if offset else step for step in steps]
-        if self.folds:
+        steps = [e.minus(step, self.taken) if self.taken else step for step in steps]
+        if self.pairs:
             pairs = [Avx2.factor(e, factor) for factor in factors]
             for number in range(self.n_steps if pairs else 0):
                 steps[number] = e.builder.mul(steps[number], pairs[number * len(pairs) // self.n_steps])
             factors = []
-        factors = [factor if self.planes == 2 else self.isa.factor(e, factor) for factor in factors]
+        factors = [self.isa.factor(e, factor) for factor in factors]
         vectors = (*steps, *factors, *group.scales, *group.mins)
-        assert BYTES * len(vectors) == self.group_bytes
+        assert self.vector_bytes * len(vectors) == self.group_bytes
         for index, part in enumerate(vectors):
-            e.store(part, address, BYTES * index, align=BYTES)
+            e.store(part, address, self.vector_bytes * index, align=BYTES)
 
     def widen(self, line: Value, target: Value) -> None:
         """Writes the activations of a line of 8 bits in the order of the weights."""
@@ -69,17 +73,26 @@ class Tile:
 
     def weights(self, address: Value) -> Value:
         """Weights of the step at an address."""
-        return self._e.load(address, V16 if self.pairs else V8, align=BYTES)
+        kind = vector(I16, 2 * self.lanes) if self.pairs else vector(I8, 4 * self.lanes)
+        return self._e.load(address, kind, align=self.vector_bytes)
 
     def activations(self, address: Value) -> Value:
         """The activations of the step at an address, in all lanes."""
-        four = broadcast(self._e, address, 0)
-        return self._e.builder.bitcast(four, V16) if self.pairs else four
+        four = broadcast(self._e, address, 0, self.lanes)
+        return self._e.builder.bitcast(four, vector(I16, 2 * self.lanes)) if self.pairs else four
 
-    def factor(self, address: Value) -> Value:
-        """The factor at an address."""
-        kind = V32 if self.planes == 2 else self.isa.factor(self._e, zeros(V32)).type
-        return self._e.load(address, kind, align=BYTES)
+    def count(self, line: Value, part: int) -> Value:
+        """The sum of the activations of a part of a group, in all lanes."""
+        place = self.kind.line.places(self.kind.line.counts, self.n_parts)[part]
+        return self._e.splat(self._e.load(line, I32, place, align=4), self.lanes)
+
+    def factors(self, starts: list[Value], part: int) -> list[Value | None]:
+        """The factor of a part of each of the groups at addresses."""
+        if not self.n_factors:
+            return [None] * len(starts)
+        kind = self.isa.factor(self._e, zeros(vector(I32, self.lanes))).type
+        place = self.vector_bytes * (self.n_steps + part * self.n_factors // self.n_parts)
+        return [self._e.load(start, kind, place, self.vector_bytes) for start in starts]
 
     def scales(self, address: Value) -> list[Value]:
         """Scales of the group at an address."""
@@ -90,7 +103,8 @@ class Tile:
         return tuple(self._floats(address, self.n_steps + self.n_factors + self.n_scales, self.n_mins))
 
     def _floats(self, address: Value, first: int, count: int) -> list[Value]:
-        return [self._e.load(address, FLOATS, BYTES * (first + i), BYTES) for i in range(count)]
+        size = self.vector_bytes
+        return [self._e.load(address, self.floats, size * (first + i), size) for i in range(count)]
 
 
 class Counts:
@@ -130,34 +144,40 @@ def multiply(
     pairs = [(p, t) for p in range(len(tiles)) for t in range(len(lines))]
     n_groups = tile.panel.n_groups
     by_blocks = tile.kind.block_scale and n_groups > 1
-    for part, add in enumerate((_multiply_group, _minima_of_group)[: 2 if tile.n_mins else 1]):
-        kept = {pair: cgutils.alloca_once(b, FLOATS) for pair in pairs}
-        for p, t in pairs:
-            b.store(e.load(cells[p][t], FLOATS, BYTES * part, BYTES), kept[p, t])
+    adds = (_multiply_group, _minima_of_group)[: 2 if tile.n_mins else 1]
+    # In one pass where there are registers for it.
+    for passed in (adds,) if tile.side > 1 else ((add,) for add in adds):
+        kept = {add: {pair: cgutils.alloca_once(b, tile.floats) for pair in pairs} for add in passed}
+        places = {add: tile.vector_bytes * adds.index(add) for add in passed}
+        for add, sums in kept.items():
+            for (p, t), at in sums.items():
+                b.store(e.load(cells[p][t], tile.floats, places[add], tile.vector_bytes), at)
 
-        def add_one(index: Value, sums: dict[tuple[int, int], Value], add: Any = add) -> None:
+        def add_one(index: Value, sums_of: dict[Any, dict[tuple[int, int], Value]]) -> None:
             """Adds group `index`."""
             starts = [b.add(start, scaled(b, index, tile.group_bytes)) for start in tiles]
             offset = scaled(b, index, tile.kind.line.n_bytes)
-            places, numbers = ([b.add(line, offset) for line in part] for part in (lines, inputs))
-            add(e, tile, starts, (places, numbers), sums, counts)
+            groups, numbers = ([b.add(line, offset) for line in part] for part in (lines, inputs))
+            for add, sums in sums_of.items():
+                add(e, tile, starts, (groups, numbers), sums, counts)
 
-        if part == 0 and by_blocks:
-            of_block = {pair: cgutils.alloca_once(b, FLOATS) for pair in pairs}
+        if by_blocks and _multiply_group in passed:
+            of_block = {pair: cgutils.alloca_once(b, tile.floats) for pair in pairs}
             with cgutils.for_range(b, n_blocks) as blocks:
                 for at in of_block.values():
-                    b.store(zeros(FLOATS), at)
+                    b.store(zeros(tile.floats), at)
                 first = scaled(b, blocks.index, n_groups)
                 with counts.loop(n_groups) as groups:
-                    add_one(b.add(first, groups.index), of_block)
+                    add_one(b.add(first, groups.index), kept | {_multiply_group: of_block})
                 scales = [tile.scales(b.add(start, scaled(b, first, tile.group_bytes)))[0] for start in tiles]
-                for (p, t), at in kept.items():
+                for (p, t), at in kept[_multiply_group].items():
                     b.store(e.multiply_add(b.load(of_block[p, t]), scales[p], b.load(at)), at)
         else:
             with cgutils.for_range(b, scaled(b, n_blocks, n_groups)) as groups:
                 add_one(groups.index, kept)
-        for p, t in pairs:
-            e.store(b.load(kept[p, t]), cells[p][t], BYTES * part, BYTES)
+        for add, sums in kept.items():
+            for (p, t), at in sums.items():
+                e.store(b.load(at), cells[p][t], places[add], tile.vector_bytes)
 
 
 def _multiply_group(
@@ -172,29 +192,17 @@ def _multiply_group(
     b, (places, inputs) = e.builder, tokens
     arithmetic, span = tile.isa(e, tile.panel.largest), tile.span_steps
     unit = min(span, tile.isa.steps_at_once)
-    ints = {pair: [cgutils.alloca_once(b, V32) for _ in range(tile.n_parts)] for pair in kept}
     sums = {pair: cgutils.alloca_once(b, tile.isa.accumulator) for pair in kept}
-    for at in chain.from_iterable(ints.values()):
-        b.store(zeros(V32), at)
 
-    def factors_of(which: Value) -> list[Value | None]:
-        """Factor `which` of each tile."""
-        if not tile.n_factors:
-            return [None] * len(starts)
-        offset = b.add(scaled(b, which, BYTES), I64(BYTES * tile.n_steps))
-        return [tile.factor(b.add(start, offset)) for start in starts]
-
-    def add_span(first: Value, which: int, plane: int) -> None:
-        """Steps from number `first` on, to the sums of part `which`."""
-        for at in sums.values():
-            b.store(zeros(tile.isa.accumulator), at)
+    def add_steps(first: Value, plane: int) -> None:
+        """Adds a span of steps from number `first` on to `sums`."""
 
         def add_unit(begin: Value) -> None:
             for step in range(unit):
                 if unit > 2:
                     hold(e)
                 number = b.add(begin, I64(step))
-                weights = [tile.weights(b.add(start, scaled(b, number, BYTES))) for start in starts]
+                weights = [tile.weights(b.add(start, scaled(b, number, tile.vector_bytes))) for start in starts]
                 for t, place in enumerate(inputs):
                     four = tile.activations(b.add(place, b.add(scaled(b, number, 4), I64(GROUP * plane))))
                     for p, these in enumerate(weights):
@@ -205,39 +213,47 @@ def _multiply_group(
         else:
             with counts.loop(span // unit) as units:
                 add_unit(b.add(first, scaled(b, units.index, unit)))
-        # Each factor belongs to as many steps as the others.
-        late = tile.n_factors and tile.planes == 1
-        factors = factors_of(b.sdiv(first, I64(tile.n_steps // tile.n_factors))) if late else [None] * len(starts)
-        for (p, t), at in sums.items():
-            part = arithmetic.finish(b.load(at), factors[p])
-            total = ints[p, t][which]
-            b.store(b.add(b.load(total), part), total)
 
-    steps = tile.n_steps // tile.n_parts
-    for plane in range(tile.planes):
-        for at in chain.from_iterable(ints.values()) if plane else ():
-            b.store(e.shift_left(b.load(at), 8), at)
-        for which in range(tile.n_parts):
-            if span == steps:
-                add_span(I64(which * steps), which, plane)
-            elif 2 * span == steps:
-                for first in (0, span):
-                    add_span(I64(which * steps + first), which, plane)
-            else:
-                with counts.loop(steps // span) as spans:
-                    add_span(b.add(I64(which * steps), scaled(b, spans.index, span)), which, plane)
-    totals = {pair: [b.load(at) for at in parts] for pair, parts in ints.items()}
-    if tile.planes == 2 and tile.n_factors:
-        for which in range(tile.n_parts):
-            factors = factors_of(I64(which * tile.n_factors // tile.n_parts))
-            for (p, _), parts in totals.items():
-                parts[which] = b.mul(parts[which], factors[p])
-    if tile.n_sums < tile.n_parts:
-        totals = {pair: [b.add(*parts)] for pair, parts in totals.items()}
+    def add_part(part: int) -> dict[tuple[int, int], Value]:
+        """Sums of the steps that share a factor, and what it makes of them."""
+        numbers = [tile.count(place, part) if tile.offset else None for place in places]
+        begun = [arithmetic.begin(number, tile.offset) for number in numbers]
+        factors, steps = tile.factors(starts, part), tile.n_steps // tile.n_parts
+        taken = {(p, t): arithmetic.taken(numbers[t], tile.offset, factors[p]) for p, t in kept}
+        if span == steps:
+            for plane in range(tile.planes):
+                for (_, t), at in sums.items():
+                    b.store(e.shift_left(b.load(at), 8) if plane else begun[t], at)
+                add_steps(I64(part * steps), plane)
+            totals = {pair: arithmetic.finish(b.load(at), factors[pair[0]]) for pair, at in sums.items()}
+            return {pair: total if taken[pair] is None else b.add(total, taken[pair]) for pair, total in totals.items()}
+        added = {pair: cgutils.alloca_once(b, V32) for pair in kept}
+        for pair, at in added.items():
+            b.store(zeros(V32) if taken[pair] is None else taken[pair], at)
+
+        def add_span(first: Value) -> None:
+            for at in sums.values():
+                b.store(zeros(tile.isa.accumulator), at)
+            add_steps(first, 0)
+            for pair, at in added.items():
+                b.store(b.add(b.load(at), arithmetic.finish(b.load(sums[pair]), factors[pair[0]])), at)
+
+        if 2 * span == steps:
+            for first in (0, span):
+                add_span(I64(part * steps + first))
+        else:
+            with counts.loop(steps // span) as spans:
+                add_span(b.add(I64(part * steps), scaled(b, spans.index, span)))
+        return {pair: b.load(at) for pair, at in added.items()}
+
+    parts = [add_part(part) for part in range(tile.n_parts)]
+    totals = {pair: [part[pair] for part in parts] for pair in kept}
+    if tile.kind.n_sums < tile.n_parts:
+        totals = {pair: [b.add(*both)] for pair, both in totals.items()}
     scales = [tile.scales(start) for start in starts]
     empty = tile.kind.block_scale and tile.panel.n_groups == 1
     for (p, t), at in kept.items():
-        factor, total = float_at(e, places[t], tile.kind.line.scale), b.load(at)
+        factor, total = float_at(e, places[t], tile.kind.line.scale, tile.lanes), b.load(at)
         added = add_group(e, tile.kind, totals[p, t], scales[p], factor, None if empty else total)
         b.store(e.multiply_add(added, scales[p][0], total) if empty else added, at)
 

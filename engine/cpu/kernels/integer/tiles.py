@@ -31,8 +31,8 @@ PANELS_TILE_32 = 4
 PANELS_BLOCK = 4
 """Panels unpacked together: quants of 256 columns take 8 KB."""
 
-TOKENS_BLOCK = 64
-"""Tokens between two unpackings: their float sums take 16 KB, and unpacking costs a few percent of their products."""
+TOKENS_BLOCK = 128
+"""Tokens between two unpackings: their float sums take 16 KB, and unpacking costs 2 % of their products."""
 
 GROUPS_CHUNK = 8
 """Groups unpacked together."""
@@ -53,21 +53,26 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         o = Operands(*integers(e, operands, 13))
         tile = Tile(e, kind)
         panel_bytes = tile.group_bytes * GROUPS_CHUNK
-        tile_at = e.room(panel_bytes * PANELS_BLOCK)
-        # Two float sums for each panel and token of a block.
-        sums_at = e.room(2 * BYTES * PANELS_BLOCK * TOKENS_BLOCK)
+        # Float sums for each panel and token of a block: of products, and of minima.
+        cell_bytes, n_places = tile.vector_bytes * (1 + (tile.n_mins > 0)), PANELS_BLOCK // tile.side
+        sums_at = e.room(cell_bytes * n_places * TOKENS_BLOCK)
         room = builder.ptrtoint(cgutils.alloca_once(builder, FLOATS), I64)
+        tile_at = e.room(panel_bytes * n_places)
         # Activations of a tile of tokens as 16 bits.
         wide_at = e.room(line_bytes * GROUPS_CHUNK * TOKENS_TILE) if tile.widens else None
         source = Source(e, panel, kind.from_rows, o)
         counts = Counts(e)
-        # Where each cell has two sums of integers, or spans are short, 8 bits lose 4 % by the larger tile.
-        large = has_32_registers(context) and (kind.bits > 8 or kind.n_scales + kind.n_factors == 1)
-        panels_tile = PANELS_TILE_32 if large else PANELS_TILE
+        panels_tile = PANELS_TILE_32 if has_32_registers(context) and tile.side == 1 else PANELS_TILE
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
 
-        def sums_of(number: Value, token: Value) -> Value:
-            return builder.add(sums_at, scaled(builder, builder.add(scaled(builder, token, PANELS_BLOCK), number), 64))
+        def sums_of(place: Value, token: Value) -> Value:
+            cell = builder.add(scaled(builder, token, n_places), place)
+            return builder.add(sums_at, scaled(builder, cell, cell_bytes))
+
+        def place_of(number: Value) -> tuple[Value, Value]:
+            """Which vectors the panel shares, and where it begins in each."""
+            part = scaled(builder, builder.and_(number, I64(tile.side - 1)), BYTES)
+            return builder.sdiv(number, I64(tile.side)), part
 
         def blocks_of(total: Value, size: int) -> Any:
             return cgutils.for_range(builder, builder.sdiv(builder.add(total, I64(size - 1)), I64(size)))
@@ -82,7 +87,9 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
             n_tokens = smaller(builder, builder.sub(o.n_tokens, first_token), I64(TOKENS_BLOCK))
             n_panels = smaller(builder, builder.sub(end, first_panel), I64(PANELS_BLOCK))
             x = builder.add(o.x, builder.mul(first_token, o.x_bytes))
-            with cgutils.for_range(builder, scaled(builder, n_tokens, 2 * PANELS_BLOCK)) as cells:
+            # Of panels that share vectors the last one is repeated where one is missing.
+            n_vectors = builder.sdiv(builder.add(n_panels, I64(tile.side - 1)), I64(tile.side))
+            with cgutils.for_range(builder, scaled(builder, n_tokens, n_places * cell_bytes // BYTES)) as cells:
                 zero = ir.Constant(FLOATS, [0.0] * ROWS)
                 e.store(zero, builder.add(sums_at, scaled(builder, cells.index, BYTES)), align=BYTES)
 
@@ -90,13 +97,15 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                 first_block = scaled(builder, chunks.index, chunk_blocks)
                 n_blocks = smaller(builder, builder.sub(o.n_blocks, first_block), I64(chunk_blocks))
                 n_groups = scaled(builder, n_blocks, panel.n_groups)
-                with cgutils.for_range(builder, n_panels) as unpacked:
-                    opened = source.open(builder.add(first_panel, unpacked.index))
-                    place = builder.add(tile_at, scaled(builder, unpacked.index, panel_bytes))
+                with cgutils.for_range(builder, scaled(builder, n_vectors, tile.side)) as unpacked:
+                    number = smaller(builder, unpacked.index, builder.sub(n_panels, I64(1)))
+                    opened = source.open(builder.add(first_panel, number))
+                    which, part = place_of(unpacked.index)
+                    place = builder.add(tile_at, builder.add(scaled(builder, which, panel_bytes), part))
                     with cgutils.for_range(builder, n_blocks) as blocks:
                         address = opened.block(builder.add(first_block, blocks.index))
                         target = builder.add(place, scaled(builder, blocks.index, panel.n_groups * tile.group_bytes))
-                        for number, group in enumerate(Block(e, panel, tile.isa, address).groups(kind.bits)):
+                        for number, group in enumerate(Block(e, panel, tile.isa, address).groups()):
                             tile.write(e.at(target, number * tile.group_bytes), group)
                 chunk_x = builder.add(x, scaled(builder, first_block, line_bytes * panel.n_groups))
                 with blocks_of(n_tokens, TOKENS_TILE) as token_tiles:
@@ -109,8 +118,8 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                             offset = scaled(builder, groups.index, line_bytes)
                             for line, target in zip(lines, inputs, strict=True):
                                 tile.widen(builder.add(line, offset), builder.add(target, offset))
-                    with blocks_of(n_panels, panels_tile) as panel_tiles:
-                        numbers = _clamped(builder, panel_tiles.index, panels_tile, n_panels)
+                    with blocks_of(n_vectors, panels_tile) as panel_tiles:
+                        numbers = _clamped(builder, panel_tiles.index, panels_tile, n_vectors)
                         tiles = [builder.add(tile_at, scaled(builder, number, panel_bytes)) for number in numbers]
                         cells = [[sums_of(number, token) for token in tokens] for number in numbers]
                         multiply(e, tile, tiles, (lines, inputs), cells, n_blocks, counts)
@@ -119,8 +128,11 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                 cgutils.for_range(builder, n_tokens) as done_tokens,
                 cgutils.for_range(builder, n_panels) as done_panels,
             ):
-                cell = sums_of(done_panels.index, done_tokens.index)
-                value = builder.fadd(e.load(cell, FLOATS, 0, BYTES), e.load(cell, FLOATS, BYTES, BYTES))
+                which, part = place_of(done_panels.index)
+                cell = builder.add(sums_of(which, done_tokens.index), part)
+                value = e.load(cell, FLOATS, 0, BYTES)
+                if tile.n_mins:
+                    value = builder.fadd(value, e.load(cell, FLOATS, tile.vector_bytes, BYTES))
                 token = builder.add(first_token, done_tokens.index)
                 store_sums(e, o, builder.add(first_panel, done_panels.index), token, value, room)
         return context.get_dummy_value()
