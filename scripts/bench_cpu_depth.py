@@ -30,10 +30,14 @@ STEPS = 3
 def fill(backend: CpuBackend) -> None:
     """Random numbers in every page; zeros would be one page of memory, read from the cache all the time."""
     rng = np.random.default_rng(0)
+    (span,) = Batch.build([(0, np.zeros(backend.context_length, np.int32), 0, Outputs.NONE)]).spans
+    backend.cache.reserve([span])
     for layer in range(len(backend.config.layers)):
-        for array in backend.cache.arrays(layer):
-            for page in array:
-                page[...] = rng.standard_normal(page.shape, dtype=np.float32)
+        k, v = (
+            rng.standard_normal((span.n_rows, array.shape[1], array.shape[3]), dtype=np.float32)
+            for array in backend.cache.arrays(layer)
+        )
+        backend.cache.append(layer, span, k, v)
 
 
 def step_seconds(backend: CpuBackend, position: int) -> float:
@@ -51,7 +55,7 @@ def main() -> None:
     parser.add_argument("--depths", default="128,4096", help="tokens in the cache")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--kv-type", default="f16", choices=("f16", "f32"))
+    parser.add_argument("--kv-type", default="f16", choices=("f16", "f32", "q8_0"))
     arguments = parser.parse_args()
     depths = [int(depth) for depth in arguments.depths.split(",")]
     options: dict[str, Any] = {"threads": arguments.threads, "kv_type": arguments.kv_type, "activation_bits": 8}

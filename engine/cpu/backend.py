@@ -17,7 +17,7 @@ from engine.cpu.products.matmul import kernel_names as product_kernels
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
 from engine.cpu.text_pass import TextPass
 from engine.cpu.threads import ThreadPool
-from engine.errors import DeviceError, InvalidRequestError
+from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch, Ids
 from engine.model.config import AttentionConfig, OutputGate
@@ -99,8 +99,6 @@ class CpuBackend:
         if not model.config.generates:
             self._kv_type = KvType.F32  # as texts are read
         check_kv_type(model.config, self._kv_type)
-        if self._kv_type is KvType.Q8_0:
-            raise DeviceError("the CPU has no kernels yet for a cache of kv_type 'q8_0': use f16 or f32")
         self._reference = reference
         self._compiled = not reference and kernels_fit(model)
         self._activation_bits = activation_bits if self._compiled else None

@@ -10,6 +10,7 @@ from engine.cpu.caches.model import KVCache
 from engine.errors import ContextFullError
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.config import AttentionConfig
+from engine.model.kv_format import dequantize, quantize
 
 
 def layer(n_kv_heads=2, key_width=4, value_width=3):
@@ -79,6 +80,26 @@ def test_what_a_token_takes():
     assert cache.n_pages == 2 * 5
     arrays = [array for index in range(2) for array in cache.arrays(index)]
     assert sum(array.nbytes for array in arrays) == cache.n_pages * PAGE * cache.bytes_per_token
+
+
+def test_rows_of_8_bits_come_back_rounded_wherever_their_pages_go():
+    mixers = [layer(key_width=64, value_width=32), layer(key_width=32, value_width=96)]
+    cache = KVCache(mixers, context_length=400, n_pages=6, kv_type="q8_0")
+    rng = np.random.default_rng(0)
+    k, v = (rng.normal(size=(100, 2, width)).astype(np.float32) for width in (64, 32))
+    span = Span(slot=0, row=0, n_rows=100, n_past=0, pages=[1, 3])
+    cache.reserve([span])
+    cache.append(0, span, k, v)
+    cache.copy_pages([(1, 5), (3, 0)])
+    saved = cache.save_pages([5, 0])
+    cache.append(0, span, v.repeat(2, axis=2), v)
+    cache.load_pages(saved, [2, 4])
+    moved = Span(slot=0, row=0, n_rows=100, n_past=0, pages=[2, 4])
+    cache.reserve([moved])
+    for found, rows in zip(cache.view(0, moved), (k, v), strict=True):
+        np.testing.assert_array_equal(found.transpose(1, 0, 2), dequantize(*quantize(rows)))
+    assert cache.bytes_per_token == 2 * (96 + 128) * 34 // 32
+    assert cache.page_bytes == sum(array.nbytes for each in cache.layers for array in each.paged)
 
 
 def test_memory_follows_use():

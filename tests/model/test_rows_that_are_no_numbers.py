@@ -67,19 +67,20 @@ def test_rows_before_it_stay(tmp_path, request, case, reference, kv_type):
 
 
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
-@pytest.mark.parametrize("kind", ["llama", "quantized", "mamba"])
+@pytest.mark.parametrize("kind", ["llama", "quantized", "mamba", "8-bit cache"])
 def test_rows_before_it_stay_in_long_prompts(tmp_path, kind, reference):
     """Two pages of the cache; the second begins before the token."""
     if kind == "mamba":
         meta, tensors = tiny_mamba_parts()
     else:
-        meta, tensors = tiny_llama_parts(weight_type=GGMLType.F32)
+        width = 128 if kind == "8-bit cache" else 64
+        meta, tensors = tiny_llama_parts(weight_type=GGMLType.F32, width=width)
     if kind == "quantized":
         quantized = {name: one for name, one in tensors.items() if name.startswith("blk") and one.ndim == 2}
         tensors |= {name: pack(one, GGMLType.Q8_0) for name, one in quantized.items()}
     path = tmp_path / "model.gguf"
     path.write_bytes(build_gguf(meta, without_embedding(tensors)))
-    check(path, 100, 70, reference=reference, kv_type="f16")
+    check(path, 100, 70, reference=reference, kv_type="q8_0" if kind == "8-bit cache" else "f16")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE, KvType, page_count
-from engine.cpu.caches.attention import AttentionCache, CacheArray, PageTable
+from engine.cpu.caches.attention import AttentionCache, CacheArray, Pages, PageTable
 from engine.cpu.caches.joined import JoinedCache
 from engine.cpu.caches.states import RecurrentCache, States
 from engine.cpu.memory import aligned_zeros
@@ -109,8 +109,8 @@ class KVCache:
         """Bytes of all states, those of the checkpoints included."""
         return self.bytes_per_state * self._rows.total
 
-    def arrays(self, layer: int) -> tuple[CacheArray, CacheArray]:
-        """All pages of keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of a layer."""
+    def arrays(self, layer: int) -> tuple[Pages, Pages]:
+        """All pages of keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of a layer, of 8 bits their quants."""
         cache = self._attention(layer)
         return cache.keys, cache.values
 

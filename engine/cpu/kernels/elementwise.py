@@ -13,10 +13,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.config import PAGE
+from engine.config import KV_BLOCK, PAGE
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.integer.activations import quantize_blocks
 from engine.cpu.kernels.integer.panels import GROUP
+from engine.cpu.kernels.kv_blocks import quantize_row
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 GELU_LIMIT, SWIGLU_LIMIT, SWIGLU_SLOPE = 10.0, 7.0, 1.702
@@ -104,20 +105,24 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 
     x is float32 (T, heads, width) without gaps; cos and sin (T, n_pairs); pair i of a head is its elements i * step and
     i * step + gap. `factors` (T,) multiplies whole heads, or is 0. `target` is a cache of the kernel's type, pages
-    (N, heads, PAGE, width) without gaps, if turned (N, heads, width, PAGE), or 0 for none. `rows` is int64 (T, 2), for
+    (N, heads, PAGE, width) without gaps, if turned (N, heads, width, PAGE), or 0 for none; of 8 bits the page of each
+    head is followed by its scales, float16 (width / KV_BLOCK, PAGE). `rows` is int64 (T, 2), for
     each token the address of its sequence's table of pages, whose entry i has the positions from i * PAGE on, and its
     position.
 
     Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, rows, turned.
     """
-    half = format_name(name) == "F16"
-    size = 2 if half else 4
+    kv_type = format_name(name)
+    size = {"F32": 4, "F16": 2, "Q8_0": 1}[kv_type]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
         x, heads, width, cos, sin, n_pairs, step, gap, factors, target, places, turned = integers(e, operands, 12)
         row_bytes = builder.mul(width, I64(size))
+        head_bytes = builder.mul(row_bytes, I64(PAGE))
+        if kv_type == "Q8_0":
+            head_bytes = builder.add(head_bytes, builder.mul(builder.sdiv(width, I64(KV_BLOCK)), I64(2 * PAGE)))
         with cgutils.for_range(builder, builder.sub(high, low)) as tokens:
             token = builder.add(low, tokens.index)
             angles = builder.mul(builder.mul(token, n_pairs), I64(4))
@@ -146,23 +151,31 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
                     own = _offset(builder, places, token, 16)
                     pages, position = (e.load(own, I64, offset, align=8) for offset in (0, 8))
                     page = e.load(_offset(builder, pages, builder.sdiv(position, I64(PAGE)), 8), I64, align=8)
-                    in_head = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
-                    start = _offset(builder, target, in_head, row_bytes)
+                    in_head = builder.add(builder.mul(page, heads), each.index)
+                    start = _offset(builder, target, in_head, head_bytes)
                     place = builder.srem(position, I64(PAGE))
                     is_turned = builder.icmp_signed("!=", turned, I64(0))
                     at_row = builder.add(start, builder.mul(place, row_bytes))
                     at_column = _offset(builder, start, place, size)
-                    with cgutils.for_range(builder, parts) as part:
-                        values = e.load(_offset(builder, head, part.index, 4 * LANES), vector(F32), align=4)
-                        stored = e.float_to_half(values) if half else values
+                    together = KV_BLOCK if kv_type == "Q8_0" else LANES
+                    with cgutils.for_range(builder, builder.sdiv(width, I64(together))) as part:
+                        values = e.load(
+                            _offset(builder, head, part.index, 4 * together), vector(F32, together), align=4
+                        )
+                        if kv_type == "Q8_0":
+                            stored, scale = quantize_row(e, values)
+                            scales = _offset(builder, builder.add(start, builder.mul(row_bytes, I64(PAGE))), place, 2)
+                            e.store(scale, _offset(builder, scales, part.index, 2 * PAGE), align=2)
+                        else:
+                            stored = e.float_to_half(values) if kv_type == "F16" else values
                         with builder.if_else(is_turned) as (columns, row):
                             with columns:
-                                first = _offset(builder, at_column, part.index, LANES * PAGE * size)
-                                for lane in range(LANES):
+                                first = _offset(builder, at_column, part.index, together * PAGE * size)
+                                for lane in range(together):
                                     one = builder.extract_element(stored, I64(lane))
                                     e.store(one, first, lane * PAGE * size, align=size)
                             with row:
-                                e.store(stored, _offset(builder, at_row, part.index, LANES * size), align=2)
+                                e.store(stored, _offset(builder, at_row, part.index, together * size), align=1)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

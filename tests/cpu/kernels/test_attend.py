@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numba import njit, types
 
-from engine.config import PAGE
+from engine.config import KV_BLOCK, PAGE
+from engine.cpu.caches.attention import QuantizedPages
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels import build
 from engine.cpu.kernels.attention import attend as attend_module
@@ -13,6 +14,7 @@ from engine.cpu.kernels.attention.attend import attend, can_attend, turned
 from engine.cpu.reference import attend as attend_plainly
 from engine.cpu.threads import ThreadPool
 from engine.model.config import AttentionConfig
+from engine.model.kv_format import dequantize, quantize
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +47,17 @@ def truth(q, keys, values, scale, window, n_past, softcap=None, sinks=None, slop
 def operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
     """Queries with scores of some size, keys and values (K, positions, width)."""
     rng = np.random.default_rng(n_past + n_tokens)
+    if dtype is np.int8:  # rows are what 8 bits hold
+        key_width, value_width = (-(-width // KV_BLOCK) * KV_BLOCK for width in (key_width, value_width))
     q = 3 * rng.standard_normal((n_tokens, n_heads, key_width), dtype=np.float32)
-    keys = rng.standard_normal((n_kv, n_past + n_tokens, key_width)).astype(dtype)
-    values = rng.standard_normal((n_kv, n_past + n_tokens, value_width)).astype(dtype)
-    return q, keys, values
+    keys = rng.standard_normal((n_kv, n_past + n_tokens, key_width))
+    values = rng.standard_normal((n_kv, n_past + n_tokens, value_width))
+    if dtype is np.int8:
+        return q, *(dequantize(*quantize(array.astype(np.float32))) for array in (keys, values))
+    return q, keys.astype(dtype), values.astype(dtype)
 
 
-def paged(keys, values, n_tokens, seed=0):
+def paged(keys, values, n_tokens, seed=0, dtype=None):
     """Keys and values as the cache has them, pages (N, K, PAGE, width) in a random order, and the newest rows' places.
 
     Those are of one sequence that has as many positions as there are keys.
@@ -68,22 +74,34 @@ def paged(keys, values, n_tokens, seed=0):
         cut.append(target)
     positions = np.arange(keys.shape[1] - n_tokens, keys.shape[1])
     rows = np.stack([np.full(n_tokens, pages.ctypes.data), positions], axis=1)
-    return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], CacheRows(rows, pages, n_tokens == 1)
+    where = CacheRows(rows, pages, n_tokens == 1)
+    if dtype is np.int8:
+        return *(in_8_bits(array, turned=index == 0) for index, array in enumerate(cut)), where
+    return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], where
+
+
+def in_8_bits(pages, *, turned):
+    """Pages (N, K, PAGE, width) of numbers that 8 bits hold; places without one have a scale that is none."""
+    n, heads, _, width = pages.shape
+    made = QuantizedPages.zeros(n, heads, width, turned=turned)
+    for place in range(PAGE):
+        made.store(np.arange(n), np.full(n, place), pages[:, :, place])
+    return made.quants
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["few", "many"])
 def registers(request):
-    """The kernel for AVX2's registers and for those of AVX-512, by its two types, whatever this machine has."""
+    """The kernel for AVX2's registers and for those of AVX-512, by its types, whatever this machine has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "has_32_registers", lambda context: request.param)
         compiled = {}
-        for name in ("F16", "F32"):
+        for name in ("F16", "F32", "Q8_0"):
             compiled[name] = njit(nogil=True)(build._MAKERS["attend"](f"{name}:registers"))
             compiled[name].compile(types.void(*build._ARGUMENTS["attend"]))
     return compiled
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8])
 @pytest.mark.parametrize(
     ("n_heads", "n_kv", "key_width", "value_width"),
     [(1, 1, 16, 16), (8, 2, 64, 64), (8, 1, 32, 80), (4, 4, 48, 112), (7, 1, 48, 32)],
@@ -94,24 +112,25 @@ def test_against_float64(pools, registers, dtype, n_heads, n_kv, key_width, valu
     q, keys, values = operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens)
     scale = key_width**-0.5
     for window in (None, 1, 16, 1000):
-        got = attend(q, *paged(keys, values, n_tokens), scale=scale, window=window, pool=pools[1])
+        got = attend(q, *paged(keys, values, n_tokens, dtype=dtype), scale=scale, window=window, pool=pools[1])
         assert got.dtype == np.float32
         # Scores of about 10 carry float32 errors of 1e-6, which exp passes on.
         np.testing.assert_allclose(got, truth(q, keys, values, scale, window, n_past), rtol=2e-5, atol=1e-5)
 
 
-def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch, dtype):
     monkeypatch.setattr(attend_module, "TASK_ELEMENTS", 256)
-    q, keys, values = operands(np.float16, 8, 2, 64, 64, 40, 33)
+    q, keys, values = operands(dtype, 8, 2, 64, 64, 40, 33)
     settings = {"scale": 0.125, "window": None}
-    *pages, rows = paged(keys, values, 33)
+    *pages, rows = paged(keys, values, 33, dtype=dtype)
     whole = attend(q, *pages, rows, pool=pools[0], **settings)
     assert np.array_equal(whole, attend(q, *pages, rows, pool=pools[1], **settings))
     for pool in pools:  # as if each were of a sequence of its own, all heads of it together
         assert np.array_equal(whole, attend(q, *pages, replace(rows, alone=True), pool=pool, **settings))
     for t in range(33):
         past = 40 + t
-        seen = paged(keys[:, : past + 1], values[:, : past + 1], 1, seed=t)  # in other pages
+        seen = paged(keys[:, : past + 1], values[:, : past + 1], 1, seed=t, dtype=dtype)  # in other pages
         one = attend(q[t : t + 1], *seen, pool=pools[1], **settings)
         assert np.array_equal(one, whole[t : t + 1])
         together = attend(q[t : t + 1], *seen, pool=pools[0], **settings)  # all heads by one thread

@@ -41,6 +41,12 @@ def opened():
         backend.model.gguf.close()
 
 
+def parts_for(kv_type, kind):
+    """A model whose heads such a cache can hold."""
+    width = 128 if kv_type == "q8_0" else 64
+    return tiny_llama_parts(tokenizer=False, weight_type=kind, width=width, ffn=128, context_length=700)
+
+
 def one(backend, slot, token, n_past):
     return backend.forward(Batch.build([(slot, [token], n_past, Outputs.LAST)]))
 
@@ -65,13 +71,13 @@ def test_fast_and_plain_path_agree(tmp_path, opened, case):
     np.testing.assert_allclose(np.concatenate(single), expected, atol=3e-5)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.Q8_0])
 @pytest.mark.parametrize("bits", [None, 8, 16])
 def test_prompts_as_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type, bits):
     """Beside decoding sequences, with logits of no, one and all rows, and of more rows than a program takes."""
     path = tmp_path / "tiny.gguf"
-    meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
+    meta, tensors = parts_for(kv_type, kind)
     path.write_bytes(build_gguf(meta, tensors))
     backend = opened(path, kv_type=kv_type, activation_bits=bits)
     integers = bits is not None and is_integer(kind, 64, bits)
@@ -86,7 +92,7 @@ def test_prompts_as_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_
                 (2, [9], 3, Outputs.LAST),
                 (3, second, 0, Outputs.NONE),
             ]
-            pages = [array for layer in range(len(backend.cache.layers)) for array in backend.cache.arrays(layer)]
+            pages = [array for layer in backend.cache.layers for array in layer.paged]
             before = [array.copy() for array in pages]
             expected, written = by_bricks(backend, parts), [array.copy() for array in pages]
             for array, old in zip(pages, before, strict=True):
@@ -96,11 +102,11 @@ def test_prompts_as_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_
                 np.testing.assert_array_equal(array, new)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.Q8_0])
 def test_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type):
     path = tmp_path / "tiny.gguf"
-    meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
+    meta, tensors = parts_for(kv_type, kind)
     with_plain_biases(tensors)
     path.write_bytes(build_gguf(meta, tensors))
     backend = opened(path, kv_type=kv_type)

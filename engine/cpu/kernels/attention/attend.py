@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE
+from engine.config import KV_BLOCK, PAGE, KvType
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.item import (
     HEAD_FLOATS as HEAD_FLOATS,
@@ -28,16 +28,30 @@ TASK_ELEMENTS = 1 << 17
 
 NO_WINDOW = 1 << 62
 
-TYPES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}
+TYPES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", np.dtype(np.int8): "Q8_0"}
 _scratch = threading.local()
 
 
 def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
-    """Whether `attend` takes these pages: float16 or float32 without gaps, keys turned, widths multiples of 16."""
+    """Whether `attend` takes these pages: keys turned, widths multiples of 16.
+
+    Float16 or float32 without gaps, or int8 whose scales are behind each head's page (engine.cpu.caches.attention).
+    """
     return keys.dtype == values.dtype and all(
-        a.dtype in TYPES and a.shape[3] % 16 == 0 and whole.flags.c_contiguous
+        a.dtype in TYPES and a.shape[3] % 16 == 0 and _is_whole(whole)
         for a, whole in ((keys, turned(keys)), (values, values))
     )
+
+
+def _is_whole(pages: npt.NDArray[Any]) -> bool:
+    """Whether pages in the order of memory have gaps only where scales are."""
+    if pages.dtype != np.int8:
+        return pages.flags.c_contiguous
+    width, columns = pages.shape[2] * pages.shape[3] // PAGE, pages.shape[3]
+    if width % KV_BLOCK:
+        return False
+    head = PAGE * KvType.Q8_0.row_bytes(width)
+    return pages.strides == (pages.shape[1] * head, head, columns, 1)
 
 
 def turned(keys: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -63,8 +77,8 @@ def attend(
 
     Args:
         q: (T, H, Hd).
-        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps if `turned`.
-        values: all pages (N, K, PAGE, Hv) of the same type, without gaps.
+        keys: all pages (N, K, PAGE, Hd) as can_attend() has them.
+        values: all pages (N, K, PAGE, Hv) of the same type.
         rows: position and pages of each query; the pages hold all positions up to its own.
         scale: factor of the scores.
         window: keys a query sees, itself included; None = all.

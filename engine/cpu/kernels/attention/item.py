@@ -10,8 +10,8 @@ from typing import Any
 
 from numba.core import cgutils
 
-from engine.config import PAGE
-from engine.cpu.kernels.emit import F32, F64, I16, I64, LANES, Emitter, Value, vector
+from engine.config import KV_BLOCK, PAGE
+from engine.cpu.kernels.emit import F32, F64, I8, I16, I64, LANES, Emitter, Value, vector
 
 HEADS = 4
 """Query heads that are multiplied together: converting float16 takes as long as multiplying, so heads share it."""
@@ -69,7 +69,8 @@ class Operands:
     """Of the kernel, in this order.
 
     q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys (N, K, Hd, PAGE) and values (N, K, PAGE, Hv) without
-    gaps, both widths multiples of 16; rows: int64 (T, 2), for each token the address of its sequence's table of pages,
+    gaps, both widths multiples of 16, or of KV_BLOCK in a cache of 8 bits, where scales float16 (width / KV_BLOCK,
+    PAGE) follow the page of each head; rows: int64 (T, 2), for each token the address of its sequence's table of pages,
     whose int64 entry i has the positions from i * PAGE on, and its position; scale: a float64; by_token: 1 or 0, the
     order of items; window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0;
     n_keys: where queries also see `window` - 1 keys behind them, how many keys there are, else 0; activations: where
@@ -108,15 +109,18 @@ class Item:
         token: Value,
         heads: tuple[Value, Value],
         scratch: Value,
-        half: bool,
+        kv_type: str,
         registers: Registers,
     ) -> None:
         b = e.builder
         self.registers, self.width, self.floats = registers, registers.width, vector(F32, registers.width)
-        self.e, self.b, self.o, self.half = e, b, o, half
-        self.size = 2 if half else 4
+        self.e, self.b, self.o, self.kv_type = e, b, o, kv_type
+        self.scaled = kv_type == "Q8_0"
+        self.size = {"F32": 4, "F16": 2, "Q8_0": 1}[kv_type]
         self.group = b.sdiv(o.n_heads, o.n_kv_heads)
-        self.key_bytes, self.value_bytes = (b.mul(width, I64(self.size)) for width in (o.key_width, o.value_width))
+        # With their share of the scales, which follow the page of a head.
+        self.key_bytes, self.value_bytes = (self._row_bytes(width) for width in (o.key_width, o.value_width))
+        self.value_stride = b.mul(o.value_width, I64(self.size))
         self.token, (self.first_kv_head, self.n_kv_heads), self.scratches = token, heads, scratch
         row = self.at(o.rows, token, 16)
         self.pages, self.place = (e.load(row, I64, offset, align=8) for offset in (0, 8))
@@ -134,6 +138,19 @@ class Item:
         self.plain = b.and_(b.icmp_signed("==", o.slopes, I64(0)), b.fcmp_ordered("==", self.cap, F32(0.0)))
         at_once = b.fptrunc(b.fmul(scale, F64(LOG2_E)), F32)
         self.factor = b.select(self.plain, at_once, b.fptrunc(F64(LOG2_E), F32))
+
+    def _row_bytes(self, width: Value) -> Value:
+        """Bytes of a position of one head."""
+        scales = self.b.mul(self.b.sdiv(width, I64(KV_BLOCK)), I64(2 if self.scaled else 0))
+        return self.b.add(self.b.mul(width, I64(self.size)), scales)
+
+    def scales(self, page: Value, width: Value, block: Value) -> Value:
+        """Address of the scales, float16 (PAGE,), of a block of columns of a head's page."""
+        return self.at(page, self.b.add(width, self.b.mul(block, I64(2))), PAGE)
+
+    def load_scales(self, address: Value, part: int) -> Value:
+        """Vector `part` of them as float32."""
+        return self.e.half_to_float(self.e.load(address, vector(I16, self.width), 2 * self.width * part))
 
     def at(self, base: Value, index: Value, size: Value | int) -> Value:
         """The address base + index * size."""
@@ -182,8 +199,10 @@ class Item:
             compute([b.add(done, alone.index)])
 
     def load(self, address: Value, offset: int = 0) -> Value:
-        """A vector of the cache as float32."""
-        if self.half:
+        """A vector of the cache as float32, of 8 bits before it is scaled."""
+        if self.scaled:
+            return self.e.signed_to_float(self.e.load(address, vector(I8, self.width), offset))
+        if self.kv_type == "F16":
             return self.e.half_to_float(self.e.load(address, vector(I16, self.width), offset))
         return self.e.load(address, self.floats, offset, align=4)
 

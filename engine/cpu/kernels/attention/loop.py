@@ -1,4 +1,4 @@
-"""Attention of a few queries over a cache of keys and values that stays packed as float16 (or float32).
+"""Attention of a few queries over a cache of keys and values that stays packed as float16, 8 bits or float32.
 
 The query heads that share a head of keys are computed together, so that the cache is read once for all of them; cost
 is linear in the number of keys. A page holds keys column by column, which makes neighbouring positions the lanes of a
@@ -45,7 +45,7 @@ def attend(typing_context, name, operands, low, high, scratch):
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
     counts beside the keys', `slopes` is subtracted per position between query and key (not with a softcap).
     """
-    half = format_name(name) == "F16"
+    kv_type = format_name(name)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
@@ -64,7 +64,7 @@ def attend(typing_context, name, operands, low, high, scratch):
         # By token, neighbouring heads of it go through a page together: that is the order of the cache in memory.
         left = smaller(builder, builder.sub(high, here), builder.sub(o.n_kv_heads, head))
         together = builder.select(by_token, left, I64(1))
-        _emit(Item(e, o, token, (head, together), scratch, half, registers))
+        _emit(Item(e, o, token, (head, together), scratch, kv_type, registers))
         builder.store(builder.add(here, together), item)
         builder.cbranch(builder.icmp_signed("<", builder.load(item), high), more, done)
         builder.position_at_end(done)

@@ -5,7 +5,7 @@ from itertools import chain
 from llvmlite import ir
 from numba.core import cgutils
 
-from engine.config import PAGE
+from engine.config import KV_BLOCK, PAGE
 from engine.cpu.kernels.attention.item import COLUMNS, CORRECTION, LARGEST, SUMS, Item
 from engine.cpu.kernels.emit import F32, I32, I64, LANES, Emitter, Value, vector
 
@@ -28,24 +28,49 @@ def _score_columns(item: Item, keys: Value, ahead: Value, heads: list[Value], pl
     e, b, o = item.e, item.b, item.o
     sums = [[cgutils.alloca_once(b, item.floats) for _ in range(n_parts)] for _ in heads]
     queries = [item.at(item.q, b.mul(head, o.key_width), 4) for head in heads]
-    keys = item.at(keys, place, item.size)
+    first = item.at(keys, place, item.size)
     share = b.add(ahead, b.mul(place, item.value_bytes))
-    for total in chain.from_iterable(sums):
-        b.store(ir.Constant(item.floats, [0.0] * item.width), total)
-    with cgutils.for_range(b, b.sdiv(o.key_width, I64(COLUMNS))) as several:
-        columns = item.at(keys, several.index, item.size * PAGE * COLUMNS)
-        at_query = b.mul(several.index, I64(4 * COLUMNS))
-        item.prefetch(share, several.index, COLUMNS * item.size * item.width * n_parts)
-        for column in range(COLUMNS):
-            ks = [item.load(columns, item.size * (PAGE * column + item.width * part)) for part in range(n_parts)]
-            for query, row in zip(queries, sums, strict=True):
-                x = e.splat(e.load(b.add(query, at_query), F32, 4 * column, align=4), item.width)
-                for k, total in zip(ks, row, strict=True):
-                    b.store(e.multiply_add(k, x, b.load(total)), total)
-    for head, row in zip(heads, sums, strict=True):
+
+    def add_columns(begin: Value, count: Value) -> None:
+        """Products of so many times COLUMNS columns."""
+        for total in chain.from_iterable(sums):
+            b.store(ir.Constant(item.floats, [0.0] * item.width), total)
+        with cgutils.for_range(b, count) as several:
+            index = b.add(begin, several.index)
+            item.prefetch(share, index, COLUMNS * item.size * item.width * n_parts)
+            _add_products(item, item.at(first, index, item.size * PAGE * COLUMNS), index, queries, sums)
+
+    if not item.scaled:
+        add_columns(I64(0), b.sdiv(o.key_width, I64(COLUMNS)))
+        totals = sums
+    else:
+        totals = [[cgutils.alloca_once(b, item.floats) for _ in range(n_parts)] for _ in heads]
+        for total in chain.from_iterable(totals):
+            b.store(ir.Constant(item.floats, [0.0] * item.width), total)
+        per_block = I64(KV_BLOCK // COLUMNS)
+        with cgutils.for_range(b, b.sdiv(o.key_width, I64(KV_BLOCK))) as blocks:
+            add_columns(b.mul(blocks.index, per_block), per_block)
+            scales = item.at(item.scales(keys, o.key_width, blocks.index), place, 2)
+            for part in range(n_parts):
+                scale = item.load_scales(scales, part)
+                for row, whole in zip(sums, totals, strict=True):
+                    b.store(e.multiply_add(b.load(row[part]), scale, b.load(whole[part])), whole[part])
+    for head, row in zip(heads, totals, strict=True):
         target = item.at(item.head_scratch(head), place, 4)
         for part, total in enumerate(row):
             e.store(b.load(total), target, 4 * item.width * part)
+
+
+def _add_products(item: Item, columns: Value, index: Value, queries: list[Value], sums: list[list[Value]]) -> None:
+    """Adds the products of COLUMNS columns of keys, in that place, from number index * COLUMNS on."""
+    e, b = item.e, item.b
+    at_query = b.mul(index, I64(4 * COLUMNS))
+    for column in range(COLUMNS):
+        ks = [item.load(columns, item.size * (PAGE * column + item.width * part)) for part in range(len(sums[0]))]
+        for query, row in zip(queries, sums, strict=True):
+            x = e.splat(e.load(b.add(query, at_query), F32, 4 * column, align=4), item.width)
+            for k, total in zip(ks, row, strict=True):
+                b.store(e.multiply_add(k, x, b.load(total)), total)
 
 
 def soften_page(item: Item, heads: list[Value], page: Value, low: Value, high: Value) -> None:

@@ -3,8 +3,8 @@
 from llvmlite import ir
 from numba.core import cgutils
 
-from engine.config import PAGE
-from engine.cpu.kernels.attention.item import CORRECTION, LARGEST, LOG2_E, SUMS, Item
+from engine.config import KV_BLOCK, PAGE
+from engine.cpu.kernels.attention.item import CORRECTION, FEW, HEADS, LARGEST, LOG2_E, SUMS, Item
 from engine.cpu.kernels.emit import F32, I64, LANES, Value, vector
 
 
@@ -24,37 +24,84 @@ def begin_head(item: Item, head: Value) -> None:
 
 def weigh_page(item: Item, values: Value, ahead: Value, heads: list[Value], low: Value, high: Value) -> None:
     """Corrects the heads' results and adds the values low..high-1 of a page."""
-    b, o = item.b, item.o
-    done = I64(0)
-    for n_parts, count in item.registers.pieces(len(heads), b.sdiv(o.value_width, I64(item.width)), b):
+    b, seen, done = item.b, (low, high), I64(0)
+    n_vectors = b.sdiv(item.o.value_width, I64(item.width))
+    plain = [[item.head_scratch(head) for head in heads]]
+    if not item.scaled:
+        for n_parts, count in item.registers.pieces(len(heads), n_vectors, b):
+            with cgutils.for_range(b, count) as pieces:
+                first = b.add(done, b.mul(pieces.index, I64(n_parts)))
+                _weigh_columns(item, values, ahead, heads, plain, seen, first, n_parts)
+            done = b.add(done, b.mul(count, I64(n_parts)))
+        return
+    # Two blocks of columns at a time, each with its own weights; of several heads one, in parts, if registers are few.
+    block, few = KV_BLOCK // item.width, len(heads) == HEADS and item.registers is FEW
+    pairs = I64(0) if few else b.sdiv(n_vectors, I64(2 * block))
+    for n_blocks, count in ((2, pairs), (1, b.sub(b.sdiv(n_vectors, I64(block)), b.mul(pairs, I64(2))))):
+        if few and n_blocks == 2:
+            continue
+        n_parts = 2 if few else n_blocks * block
         with cgutils.for_range(b, count) as pieces:
-            column = b.mul(b.add(done, b.mul(pieces.index, I64(n_parts))), I64(item.width))
-            _weigh_columns(item, values, ahead, heads, low, high, column, n_parts)
-        done = b.add(done, b.mul(count, I64(n_parts)))
+            first_block = b.add(done, b.mul(pieces.index, I64(n_blocks)))
+            weights = _scale_weights(item, values, heads, first_block, n_blocks)
+            for part in range(0, n_blocks * block, n_parts):
+                first = b.add(b.mul(first_block, I64(block)), I64(part))
+                _weigh_columns(item, values, ahead, heads, weights, seen, first, n_parts)
+        done = b.add(done, b.mul(count, I64(n_blocks)))
+
+
+def _scale_weights(item: Item, values: Value, heads: list[Value], first: Value, n_blocks: int) -> list[list[Value]]:
+    """Weights of the heads times the scales of each of the blocks: addresses of PAGE floats, by block and head."""
+    e, b = item.e, item.b
+    room = e.room(4 * PAGE * n_blocks * len(heads))
+    addresses = [[e.at(room, 4 * PAGE * (len(heads) * i + j)) for j in range(len(heads))] for i in range(n_blocks)]
+    scratches = [item.head_scratch(head) for head in heads]
+    for block, places in enumerate(addresses):
+        scales = item.scales(values, item.o.value_width, b.add(first, I64(block)))
+        for part in range(PAGE // item.width):
+            scale = item.load_scales(scales, part)
+            for scratch, place in zip(scratches, places, strict=True):
+                weight = e.load(scratch, item.floats, 4 * item.width * part, align=4)
+                e.store(e.multiply(weight, scale), place, 4 * item.width * part)
+    return addresses
 
 
 def _weigh_columns(
-    item: Item, values: Value, ahead: Value, heads: list[Value], low: Value, high: Value, column: Value, n_parts: int
+    item: Item,
+    values: Value,
+    ahead: Value,
+    heads: list[Value],
+    weights: list[list[Value]],
+    seen: tuple[Value, Value],
+    first: Value,
+    n_parts: int,
 ) -> None:
-    e, b = item.e, item.b
+    """The same of n_parts vectors of columns from number `first` on.
+
+    weights are addresses of PAGE floats by head, for each block of the columns where they have scales, else once.
+    """
+    e, b, (low, high) = item.e, item.b, seen
+    column = b.mul(first, I64(item.width))
     sums = [[cgutils.alloca_once(b, item.floats) for _ in range(n_parts)] for _ in heads]
     places = [item.at(item.at(item.out, b.mul(head, item.o.value_width), 4), column, 4) for head in heads]
-    scratches = [item.head_scratch(head) for head in heads]
-    for scratch, place, row in zip(scratches, places, sums, strict=True):
-        correction = e.splat(e.load(scratch, F32, CORRECTION, align=4), item.width)
+    for head, place, row in zip(heads, places, sums, strict=True):
+        correction = e.splat(e.load(item.head_scratch(head), F32, CORRECTION, align=4), item.width)
         for part, total in enumerate(row):
             b.store(e.multiply(e.load(place, item.floats, 4 * item.width * part, align=4), correction), total)
-    weights = [item.at(scratch, low, 4) for scratch in scratches]
-    first = item.at(item.at(values, low, item.value_bytes), column, item.size)
+    start = item.at(item.at(values, low, item.value_stride), column, item.size)
     share = b.add(ahead, b.mul(column, I64(item.size * PAGE)))
+    per_block = n_parts // len(weights)
     with cgutils.for_range(b, b.sub(high, low)) as positions:
-        value = item.at(first, positions.index, item.value_bytes)
+        value = item.at(start, positions.index, item.value_stride)
+        at_weight = b.mul(b.add(low, positions.index), I64(4))
         item.prefetch(share, positions.index, item.size * item.width * n_parts)
         vs = [item.load(value, item.size * item.width * part) for part in range(n_parts)]
-        for weight, row in zip(weights, sums, strict=True):
-            x = e.splat(e.load(item.at(weight, positions.index, 4), F32, align=4), item.width)
-            for v, total in zip(vs, row, strict=True):
-                b.store(e.multiply_add(v, x, b.load(total)), total)
+        for block, of_heads in enumerate(weights):
+            parts = slice(block * per_block, (block + 1) * per_block)
+            for weight, row in zip(of_heads, sums, strict=True):
+                x = e.splat(e.load(b.add(weight, at_weight), F32, align=4), item.width)
+                for v, total in zip(vs[parts], row[parts], strict=True):
+                    b.store(e.multiply_add(v, x, b.load(total)), total)
     for place, row in zip(places, sums, strict=True):
         for part, total in enumerate(row):
             e.store(b.load(total), place, 4 * item.width * part)
