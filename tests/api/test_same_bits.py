@@ -17,10 +17,15 @@ def outcome(result):
     return result.token_ids, result.logprobs
 
 
+@pytest.fixture(scope="module", params=["f16", "q8_0"])
+def kv_type(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone():
+def alone(kv_type):
     """Every prompt on its own, nothing reused."""
-    with LLM(device="cpu", context_length=256, max_sequences=1, prefix_cache=False) as llm:
+    with LLM(device="cpu", context_length=256, kv_type=kv_type, max_sequences=1, prefix_cache=False) as llm:
         return [outcome(llm.generate(prompt, params(i))) for i, prompt in enumerate(PROMPTS)]
 
 
@@ -34,8 +39,8 @@ def alone():
         pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another, prefixes reused"),
     ],
 )
-def test_the_same_bits(alone, settings):
-    with LLM(device="cpu", context_length=256, **settings) as llm:
+def test_the_same_bits(alone, kv_type, settings):
+    with LLM(device="cpu", context_length=256, kv_type=kv_type, **settings) as llm:
         saved = []
         with llm.exclusive_runner() as runner:
             save = runner.save_pages
@@ -53,8 +58,8 @@ def test_the_same_bits(alone, settings):
             assert reused == [0] * len(PROMPTS)
 
 
-def test_samples_are_what_their_seeds_give_alone(alone):
-    with LLM(device="cpu", context_length=256, max_sequences=8) as llm:
+def test_samples_are_what_their_seeds_give_alone(alone, kv_type):
+    with LLM(device="cpu", context_length=256, kv_type=kv_type, max_sequences=8) as llm:
         whole = llm.generate(PROMPTS[2], params(2, n=3))
         singles = [
             llm.generate(
