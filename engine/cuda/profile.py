@@ -88,7 +88,7 @@ class _Profiler:
         ops, n = self._ops, self._n
         x, logits = ops.buffers.x[:n], self._machine.logits[:n]
         layers = self._weights.layers
-        attending = [layer for layer in layers if layer.attention_part is not None]
+        attending = [layer for layer in layers if layer.attention_part is not None or layer.compressed is not None]
         recurrent = [layer for layer in layers if layer.recurrent_part is not None]
         dense = [layer for layer in layers if layer.ffn is not None]
         mixing = [layer for layer in layers if layer.channel_mix is not None]
@@ -164,10 +164,13 @@ class _Profiler:
         machine.flush()
 
     def _qkv(self, layer: DeviceLayer) -> DeviceArray:
-        return columns_of(self._ops.buffers.qkv, self._n, layer.attention.shape.row_width)
+        blocks = layer.compressed
+        shape = layer.attention.shape if blocks is None else blocks.plan.shape.attention
+        return columns_of(self._ops.buffers.qkv, self._n, shape.row_width)
 
     def _attended(self, layer: DeviceLayer) -> DeviceArray:
-        return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
+        plan = layer.attention.plan if layer.compressed is None else layer.compressed.plan
+        return columns_of(self._ops.buffers.attention, self._n, plan.widths()["attention"])
 
     def _given(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.mixed, self._n, layer.recurrent.plan.mixed_width)
@@ -182,6 +185,8 @@ class _Profiler:
     # ---- bytes -----------------------------------------------------------------------------------------------
 
     def _cache_bytes(self, layer: DeviceLayer) -> int:
+        if layer.compressed is not None:
+            return self._n * layer.compressed.plan.shape.read_bytes(self._depth + 1)
         shape, indexer, seen, scored = layer.attention.shape, layer.attention.plan.indexer, self._depth + 1, 0
         if layer.attention.constants.window:
             seen = min(seen, layer.attention.constants.window)
@@ -250,6 +255,8 @@ class _Profiler:
 
 
 def _qkv_bytes(layer: DeviceLayer) -> int:
+    if layer.compressed is not None:
+        return layer.compressed.input_bytes
     qkv, latent, indexer = layer.attention.qkv, layer.attention.latent, layer.attention.indexer
     own = 0 if indexer is None else indexer.n_bytes
     if qkv is not None:
@@ -265,6 +272,8 @@ def _input_bytes(layer: DeviceLayer) -> int:
 
 
 def _output_bytes(layer: DeviceLayer) -> int:
+    if layer.compressed is not None:
+        return layer.compressed.output_bytes
     latent = layer.attention.latent
     values = latent.v_b if latent is not None else None
     return layer.attention.output.n_bytes + (0 if values is None else values.n_bytes)

@@ -84,7 +84,7 @@ def quantized(path):
 MODELS = [
     sinks, absorbed, expanded, clamped, indexed, indexed_blocks, shared_choice, windows_and_blocks, quantized
 ]  # fmt: skip
-ON_GPU = [indexed, indexed_blocks, shared_choice]
+ON_GPU = [indexed, indexed_blocks, shared_choice, windows_and_blocks]
 
 
 @pytest.fixture(

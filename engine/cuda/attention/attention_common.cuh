@@ -69,7 +69,7 @@ DEVICE int last_seen(int position, int window, int length) { return position; }
 // scores of all other rows are replaced by minus infinity. A kernel that does not read a row's own key from the cache
 // makes the row's score of itself NaN instead.
 #define SPOILT_KEY_AT (KEY_DIM - 1)  // with VALUES_IN_KEYS behind the numbers that are values
-#ifdef VALUES_IN_KEYS
+#if defined(VALUES_IN_KEYS) && !defined(UNMARKED)
 static_assert(KEY_DIM > VALUE_DIM, "a key has a number that is not part of its value");
 #endif
 

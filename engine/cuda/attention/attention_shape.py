@@ -41,6 +41,7 @@ class AttentionShape:
         both_ways: a token sees later ones of its text, too, which is in one batch: there are no decode steps.
         values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
             tensor cores.
+        unmarked: keys carry no such mark, and may be their values: kernels that read single positions alone read them.
         gate: floats of a row behind queries, keys and values, which the kernels do not read; a multiple of ALIGNED.
     """
 
@@ -56,12 +57,14 @@ class AttentionShape:
     gate: int = 0
     distances: int = 0
     both_ways: bool = False
+    unmarked: bool = False
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
         assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
         assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
-        assert not self.values_in_keys or self.value_dim < self.key_dim, "kernels mark a key behind its value"
+        marked = self.values_in_keys and not self.unmarked
+        assert not marked or self.value_dim < self.key_dim, "kernels mark a key behind its value"
         assert self.gate % ALIGNED == 0, self.gate
         assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
@@ -135,6 +138,7 @@ class AttentionShape:
             **({"GATE": self.gate} if self.gate else {}),
             **({"DISTANCES": self.distances} if self.distances else {}),
             **({"BOTH_WAYS": 1} if self.both_ways else {}),
+            **({"UNMARKED": 1} if self.unmarked else {}),
         }
 
 

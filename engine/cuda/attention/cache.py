@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import page_count
+from engine.config import KvType, page_count
 from engine.cuda.attention.attention import PAGE, AttentionShape
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.row_store import RowStore, SavedRows
@@ -31,9 +31,38 @@ class CacheShape:
     index_width: int = 0
 
 
-def bytes_per_page(shapes: Sequence[CacheShape | None]) -> int:
+@dataclass(frozen=True)
+class BlockCacheShape:
+    """What a layer with compressed blocks caches.
+
+    Attributes:
+        head: numbers of a key. left: numbers of a position that keys of blocks are made of.
+        block_rows: most blocks that end in one page. index_width: numbers of a block's key of an index.
+        kv_type: their format.
+    """
+
+    head: int
+    left: int
+    block_rows: int
+    index_width: int
+    kv_type: KvType
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory of one page."""
+        rows = PAGE + self.block_rows
+        return (rows * self.head + PAGE * self.left + self.block_rows * self.index_width) * self.kv_type.float_bytes
+
+
+LayerShape = CacheShape | BlockCacheShape
+"""What a layer caches of positions."""
+
+
+def bytes_per_page(shapes: Sequence[LayerShape | None]) -> int:
     """Bytes one page takes over all layers; None: a layer without a cache."""
-    return sum(PAGE * AttentionCache(shape).bytes_per_token for shape in shapes if shape is not None)
+    found = [shape.page_bytes for shape in shapes if isinstance(shape, BlockCacheShape)]
+    plain = (shape for shape in shapes if isinstance(shape, CacheShape))
+    return sum(found) + sum(PAGE * AttentionCache(shape).bytes_per_token for shape in plain)
 
 
 def page_table_bytes(context_length: int, n_slots: int) -> int:
@@ -86,6 +115,41 @@ class AttentionCache:
             self.paged += (self.index_keys,)
 
 
+class BlockCache:
+    """What a layer with compressed blocks caches; implements engine.model.cache.LayerCache. All in the cache's format.
+
+    Attributes:
+        keys: (N, PAGE + blocks that end in a page, Hd), positions and then blocks; keys are values too.
+        left: (N, PAGE, .) what keys of blocks are made of, where there are blocks.
+        index_keys: (N, blocks that end in a page, Di), where an index chooses among them.
+    """
+
+    keys: DeviceArray
+    left: DeviceArray
+    index_keys: DeviceArray
+
+    def __init__(self, shape: BlockCacheShape) -> None:
+        self._shape = shape
+        self.bytes_per_token = -(-shape.page_bytes // PAGE)
+        self.bytes_per_state = 0
+        self.paged: tuple[DeviceArray, ...] = ()
+        self.states: tuple[DeviceArray, ...] = ()
+
+    def allocate(self, n_pages: int, n_states: int = 0) -> None:
+        """See LayerCache.allocate."""
+        import cupy
+
+        shape, dtype = self._shape, np.dtype(f"f{self._shape.kv_type.float_bytes}")
+        self.keys = cupy.zeros((n_pages, PAGE + shape.block_rows, shape.head), dtype)
+        self.paged = (self.keys,)
+        if shape.left:
+            self.left = cupy.zeros((n_pages, PAGE, shape.left), dtype)
+            self.paged += (self.left,)
+        if shape.index_width:
+            self.index_keys = cupy.zeros((n_pages, shape.block_rows, shape.index_width), dtype)
+            self.paged += (self.index_keys,)
+
+
 class PagedCache:
     """Keys and values of all layers.
 
@@ -106,7 +170,7 @@ class PagedCache:
 
     def __init__(
         self,
-        shapes: Sequence[CacheShape | None],
+        shapes: Sequence[LayerShape | None],
         n_pages: int,
         context_length: int,
         n_slots: int,
@@ -115,7 +179,7 @@ class PagedCache:
         import cupy
 
         self._owners = range(len(shapes)) if owners is None else owners
-        self.layers = [None if shape is None else AttentionCache(shape) for shape in shapes]
+        self.layers = [_cache_of(shape) for shape in shapes]
         caches = [layer for layer in self.layers if layer is not None]
         for layer in caches:
             layer.allocate(n_pages)
@@ -130,13 +194,19 @@ class PagedCache:
     def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
         """The keys and values that a layer reads."""
         found = self.layers[self._owners[layer]]
-        assert found is not None
+        assert isinstance(found, AttentionCache)
         return found.keys, found.values
+
+    def blocks(self, layer: int) -> BlockCache:
+        """What a layer with compressed blocks caches."""
+        found = self.layers[layer]
+        assert isinstance(found, BlockCache)
+        return found
 
     def index_keys(self, layer: int) -> DeviceArray:
         """The keys of a layer's own indexer."""
         found = self.layers[layer]
-        assert found is not None
+        assert isinstance(found, AttentionCache)
         return found.index_keys
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
@@ -184,6 +254,12 @@ class PagedCache:
     def load_pages(self, saved: SavedRows, pages: Sequence[int], staging: Staging) -> None:
         """The opposite, into any pages; as many as were saved."""
         self._store.load(saved, pages, staging)
+
+
+def _cache_of(shape: LayerShape | None) -> AttentionCache | BlockCache | None:
+    if shape is None:
+        return None
+    return BlockCache(shape) if isinstance(shape, BlockCacheShape) else AttentionCache(shape)
 
 
 class TextCache:

@@ -1,7 +1,7 @@
 // Routing of one row by one warp: which experts it uses, and with which weights.
 //
 // Defines: EXPERTS to choose from, USED of them; GATING 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen
-// ones; ROUTE_GROUPS, GROUPS_USED; NORMALIZE; SHARED experts of every row behind those that it chooses; SHARED_SCORED: a row has
+// ones, 3 the root of softplus; ROUTE_GROUPS, GROUPS_USED; NORMALIZE; SHARED experts of every row behind those that it chooses; SHARED_SCORED: a row has
 // one more score, whose sigmoid is their weight.
 
 constexpr int PER_LANE = (EXPERTS + 31) / 32, PLACES = USED + SHARED, SCORES = EXPERTS + SHARED_SCORED;
@@ -55,6 +55,9 @@ DEVICE void choose_experts(const float* scores, const float* bias, Routed& out, 
     } else if (GATING == 1) {
 #pragma unroll
         for (int j = 0; j < PER_LANE; ++j) gate[j] = 1.0f / (1.0f + expf(-gate[j]));
+    } else if (GATING == 3) {
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j) gate[j] = sqrtf(gate[j] > 20.0f ? gate[j] : log1pf(expf(gate[j])));
     }
     float choice[PER_LANE];
 #pragma unroll

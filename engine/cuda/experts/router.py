@@ -35,6 +35,7 @@ class Gating(IntEnum):
     SOFTMAX = 0
     SIGMOID = 1
     SOFTMAX_OF_CHOSEN = 2
+    SQRT_SOFTPLUS = 3
 
 
 @dataclass(frozen=True)

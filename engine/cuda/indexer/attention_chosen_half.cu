@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const int first = blockIdx.y / (KV_HEADS * HEAD_TILES), end = dealt ? first + 1 : n_ranges;
 #pragma unroll 1
     for (int split = first; split < end; ++split) {
-        const int low = split * range, high = min(low + range, count * BLOCK);
+        const int low = split * range, high = min(low + range, PLACES(count));
         float o[PAIRS_EACH][2][4] = {};
         float top[2] = {LOWEST, LOWEST}, sum[2] = {0.0f, 0.0f};  // of heads 2 * warp and 2 * warp + 1
         if (warp == 0) sh.at[0][lane] = chosen_row(list, low + lane, high, position, pages, kv_head);

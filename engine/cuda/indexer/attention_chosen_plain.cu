@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int first = blockIdx.y / (KV_HEADS * HEAD_TILES), end = dealt ? first + 1 : n_ranges;
 #pragma unroll 1
     for (int split = first; split < end; ++split) {
-        const int high = min((split + 1) * range, count * BLOCK);
+        const int high = min((split + 1) * range, PLACES(count));
         float o[HEAD_TILE][CHUNKS][VALUE_STEP] = {};
         float top[HEAD_TILE], sum[HEAD_TILE];
 #pragma unroll

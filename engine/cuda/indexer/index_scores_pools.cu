@@ -7,8 +7,9 @@
 // block's positions of gate + ape; ape float32 [BLOCK][INDEX_WIDTH]. Else k_b is the mean, normalized by the root of the mean
 // square and pool_weight float32 [INDEX_WIDTH], then rotated as at the block's first position: its numbers from ROPE_FIRST on,
 // ROPE_DIM of them; inv_freq float64 [ROPE_DIM / 2]. A warp pools a block's key and multiplies it, a lane a head at a time.
+// With KEPT keys of blocks are cached as they are: cache [pages][KEPT][INDEX_WIDTH], each in the page of its last position.
 // Defines: CACHE_HALF, PAGE, INDEX_HEADS, INDEX_WIDTH, CACHED, BLOCK, GATES, ROPE_FIRST, ROPE_DIM, ROPE_HALVES. Needs
-// cache_numbers.cuh.
+// cache_numbers.cuh and turned.cuh.
 
 #define WARPS 8
 #define QUERY_ROW (INDEX_WIDTH + 1)  // heads begin in different banks
@@ -26,6 +27,14 @@ DEVICE const cache_t* row_at(const cache_t* cache, const int* pages, int p) {
 }
 
 // Whole warp: to = the key of block b.
+#ifdef KEPT
+DEVICE void pool_key(float* to, const cache_t* cache, const int* pages, int b, const Pool&) {
+    const int last = (b + 1) * BLOCK - 1;
+    const cache_t* const key = cache + ((i64)max(pages[last / PAGE], 0) * KEPT + last % PAGE / BLOCK) * INDEX_WIDTH;
+    for (int d = threadIdx.x & 31; d < INDEX_WIDTH; d += WARP) to[d] = from_cache(key[d]);
+    __syncwarp();
+}
+#else
 DEVICE void pool_key(float* to, const cache_t* cache, const int* pages, int b, const Pool& pool) {
     const int lane = threadIdx.x & 31;
     float squares = 0.0f;
@@ -55,21 +64,11 @@ DEVICE void pool_key(float* to, const cache_t* cache, const int* pages, int b, c
     const float r = 1.0f / sqrtf(warp_sum(squares) / INDEX_WIDTH + pool.eps);
     for (int d = lane; d < INDEX_WIDTH; d += WARP) to[d] = to[d] * r * pool.weight[d];
     __syncwarp();
-    const double turn = 6.283185307179586;
-    for (int i = lane; i < ROPE_DIM / 2; i += WARP) {
-        const double angle = (double)(b * BLOCK) * pool.inv_freq[i];
-        float s, c;
-        sincosf((float)fma(-turn, rint(angle * (1.0 / turn)), angle), &s, &c);
-        s *= pool.rope_scale, c *= pool.rope_scale;
-        float* const first = to + ROPE_FIRST + (ROPE_HALVES ? i : 2 * i);
-        float* const second = first + (ROPE_HALVES ? ROPE_DIM / 2 : 1);
-        const float x = *first, y = *second;
-        *first = fmaf(x, c, -__fmul_rn(y, s));
-        *second = fmaf(x, s, __fmul_rn(y, c));
-    }
+    turn_numbers<ROPE_DIM, ROPE_HALVES>(to + ROPE_FIRST, b * BLOCK, pool.inv_freq, pool.rope_scale, lane, WARP);
     __syncwarp();
 #endif
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(256)
     index_scores(const float* q, int q_row, const float* weights, int weights_row, float factor, const cache_t* cache,

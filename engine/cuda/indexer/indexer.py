@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.cuda.attention.attention_plan import Job
 from engine.cuda.attention.attention_shape import AttentionShape, LayerAttention
 from engine.cuda.driver.arrays import Argument, DeviceArray
 from engine.cuda.driver.compiler import build
@@ -127,11 +128,13 @@ class Choice:
         self, shape: IndexerShape, memory: Mapping[str, DeviceArray], at_once: int, *, plain: bool = False
     ) -> None:
         self.shape, self._at_once = shape, at_once
-        jobs = shape.append_job(), shape.scores_job(plain=plain), shape.choose_job()
-        names = "index_append", "index_scores", "index_choose"
-        self._append, self._score, self._choose = (
-            build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)
+        jobs = shape.scores_job(plain=plain), shape.choose_job()
+        self._score, self._choose = (
+            build(files, defines=defines).get(name)
+            for (files, defines), name in zip(jobs, ("index_scores", "index_choose"), strict=True)
         )
+        append, defines = shape.append_job()
+        self._append = None if shape.pool is Pool.KEPT else build(append, defines=defines).get("index_append")
         self._scores = memory["scores"]
         self.chosen, self.whole, self.choosing = memory["chosen"], memory["whole"], memory["choosing"]
         self.identity = memory["identity"]
@@ -144,6 +147,7 @@ class Choice:
             cache: float16 or float32 (N, PAGE, W).
             rows: of the step; a key goes to its row's position, or nowhere where that has no page.
         """
+        assert self._append is not None, "keys of blocks are cached by others"
         assert keys.shape[1] == self.shape.cached_width == cache.shape[2] and keys.strides[1] == 4
         args = (keys, keys.strides[0] // 4, cache, *rows.table, rows.positions)
         launch(self._append, rows.count, 128, (*args, self.shape.all_chosen, self.whole, self.choosing))
@@ -195,16 +199,65 @@ class Choice:
         launch(self._choose, (n, self.shape.choices), 1024, args)
 
 
-class ChosenAttention:
-    """Attention of rows that choose, for one shape of heads.
+class PickedAttention:
+    """Attention of rows that read some of their positions, for one shape of heads.
 
     Args:
-        choice: what is chosen.
+        jobs: what builds the kernels, see plan.chosen_jobs().
         attention: the heads.
         tile: what a block does.
-        ranges: how the chosen positions of a row are cut.
+        ranges: how the positions of a row are cut.
         memory: the arrays of plan.range_arrays().
     """
+
+    def __init__(
+        self,
+        jobs: tuple[Job, Job],
+        attention: AttentionShape,
+        tile: HeadTile,
+        ranges: Ranges,
+        memory: Mapping[str, DeviceArray],
+    ) -> None:
+        attend, merge = jobs
+        self._attend = build(attend[0], defines=attend[1]).get("attention_chosen")
+        self._merge = build(merge[0], defines=merge[1]).get("merge_chosen")
+        self._shape, self._tile, self._ranges = attention, tile, ranges
+        self._partial, self._partial_max_sum = memory["partial"], memory["partial_max_sum"]
+
+    def attend(
+        self,
+        layer: LayerAttention,
+        qkv: DeviceArray,
+        caches: tuple[DeviceArray, DeviceArray],
+        rows: Rows,
+        picked: tuple[DeviceArray, DeviceArray | None, int],
+        out: DeviceArray,
+    ) -> None:
+        """Rows of out (T, H * Hv) of the rows that are named; others stay as they are.
+
+        Args:
+            layer: scale, softcap and sinks are read.
+            qkv: float32 (T, row_width) with rotated queries; keys and values are in the cache.
+            caches: of keys and of values.
+            rows: of the step.
+            picked: int32 (T,) the rows' positions, -1: not named; int32 (T, C, count) what they have chosen, or None;
+                count.
+            out: float32 (T, H * Hv), written.
+        """
+        shape, n, (positions, chosen, count) = self._shape, rows.count, picked
+        assert qkv.shape[-1] == shape.row_width and out.shape[-1] == shape.heads * shape.value_dim
+        dealt = n <= FEW_ROWS
+        parts = self._ranges.n, self._partial, self._partial_max_sum
+        numbers = float(layer.scale), float(layer.softcap), layer.sinks, self._ranges.length, int(dealt)
+        args = (qkv, *caches, *rows.table, positions, chosen, count, *numbers, *parts, out)
+        grid = n, self._tile.columns * (self._ranges.n if dealt else 1)
+        launch(self._attend, grid, 256, args, shared=self._tile.shared_bytes)
+        if dealt:
+            launch(self._merge, (n, shape.heads), 128, (positions, layer.sinks, *parts, out))
+
+
+class ChosenAttention(PickedAttention):
+    """Attention of rows that choose; arguments as above, but the choice in place of the jobs."""
 
     def __init__(
         self,
@@ -214,11 +267,9 @@ class ChosenAttention:
         ranges: Ranges,
         memory: Mapping[str, DeviceArray],
     ) -> None:
-        attend, merge = choice.shape.attention_job(attention, tile), choice.shape.merge_job(attention, tile)
-        self._attend = build(attend[0], defines=attend[1]).get("attention_chosen")
-        self._merge = build(merge[0], defines=merge[1]).get("merge_chosen")
-        self._choice, self._shape, self._tile, self._ranges = choice, attention, tile, ranges
-        self._partial, self._partial_max_sum = memory["partial"], memory["partial_max_sum"]
+        jobs = choice.shape.attention_job(attention, tile), choice.shape.merge_job(attention, tile)
+        super().__init__(jobs, attention, tile, ranges, memory)
+        self._choice = choice
 
     def __call__(
         self,
@@ -239,32 +290,7 @@ class ChosenAttention:
             rows: of the step.
             out: float32 (T, H * Hv), written.
         """
-        shape, choice, n = self._shape, self._choice, rows.count
-        assert qkv.shape[-1] == shape.row_width and out.shape[-1] == shape.heads * shape.value_dim
         assert layer.window == 0 and layer.slopes is None, "an indexer chooses from all positions"
-        dealt = n <= FEW_ROWS
-        choosing, parts = choice.choosing[:n], (self._ranges.n, self._partial, self._partial_max_sum)
-        launch(
-            self._attend,
-            (n, self._tile.columns * (self._ranges.n if dealt else 1)),
-            256,
-            (
-                qkv,
-                cache_k,
-                cache_v,
-                *rows.table,
-                choosing,
-                choice.chosen,
-                int(choice.chosen.shape[2]),
-                float(layer.scale),
-                float(layer.softcap),
-                layer.sinks,
-                self._ranges.length,
-                int(dealt),
-                *parts,
-                out,
-            ),
-            shared=self._tile.shared_bytes,
-        )
-        if dealt:
-            launch(self._merge, (n, shape.heads), 128, (choosing, layer.sinks, *parts, out))
+        choice = self._choice
+        picked = choice.choosing[: rows.count], choice.chosen, int(choice.chosen.shape[2])
+        self.attend(layer, qkv, (cache_k, cache_v), rows, picked, out)

@@ -35,6 +35,7 @@ class Pool(Enum):
     NONE = 0  # it is not
     MEAN = 1  # normalized and rotated
     GATES = 2  # weighted by gates, which are cached beside the keys
+    KEPT = 3  # it is cached already
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ class IndexerShape:
         if self.pool is not Pool.NONE:
             sizes |= {"INDEX_WIDTH": self.width, "CACHED": self.cached_width, "GATES": int(self.pool is Pool.GATES)}
             sizes |= {"ROPE_FIRST": self.rope_first, "ROPE_DIM": self.rope_dim, "ROPE_HALVES": int(self.rope_halves)}
-            return ("cache_numbers.cuh", "index_scores_pools.cu"), self._cache_defines() | sizes
+            if self.pool is Pool.KEPT:
+                sizes["KEPT"] = -(-PAGE // self.block)
+            return ("cache_numbers.cuh", "turned.cuh", "index_scores_pools.cu"), self._cache_defines() | sizes
         fits = self.heads <= 64 and self.width <= 128 and self.width % 16 == 0 and PAGE == 64
         tensor_cores = fits and self.kv_type is KvType.F16 and not (self.by_head or plain)
         variant = "half" if tensor_cores else "plain"
@@ -120,18 +123,26 @@ class IndexerShape:
 
     def attention_job(self, attention: AttentionShape, tile: HeadTile) -> Job:
         """Builds attention_chosen."""
-        variant = "half" if tile.tensor_cores else "plain"
-        return (*_CHOSEN_FILES, f"attention_chosen_{variant}.cu"), self._chosen_defines(attention, tile)
+        return chosen_jobs(attention, tile, self._places)[0]
 
     def merge_job(self, attention: AttentionShape, tile: HeadTile) -> Job:
         """Builds merge_chosen."""
-        return (*_CHOSEN_FILES, "merge_chosen.cu"), self._chosen_defines(attention, tile)
+        return chosen_jobs(attention, tile, self._places)[1]
 
-    def _chosen_defines(self, attention: AttentionShape, tile: HeadTile) -> dict[str, object]:
-        return attention.defines() | {"HEAD_TILE": tile.heads, "CHOICES": self.choices, "BLOCK": self.block}
+    @property
+    def _places(self) -> dict[str, object]:
+        return {"CHOICES": self.choices, "BLOCK": self.block}
 
     def _cache_defines(self) -> dict[str, object]:
         return {"CACHE_HALF": int(self.kv_type is KvType.F16), "PAGE": PAGE, "INDEX_WIDTH": self.cached_width}
+
+
+def chosen_jobs(attention: AttentionShape, tile: HeadTile, places: dict[str, object]) -> tuple[Job, Job]:
+    """What builds attention_chosen and merge_chosen; places: how a row's list names positions, as defines."""
+    defines = attention.defines() | {"HEAD_TILE": tile.heads} | places
+    variant = "half" if tile.tensor_cores else "plain"
+    attend = (*_CHOSEN_FILES, f"attention_chosen_{variant}.cu"), defines
+    return attend, ((*_CHOSEN_FILES, "merge_chosen.cu"), defines)
 
 
 _POOLS = {IndexerKind.POOLED: Pool.MEAN, IndexerKind.GATED_POOLS: Pool.GATES}
@@ -195,8 +206,12 @@ class Ranges:
 def ranges_of(
     shape: IndexerShape, attention: AttentionShape, tile: HeadTile, context_length: int, multiprocessors: int
 ) -> Ranges:
+    """The ranges of what an indexer chooses."""
+    return cut(shape.count(context_length) * shape.block, tile, multiprocessors)
+
+
+def cut(positions: int, tile: HeadTile, multiprocessors: int) -> Ranges:
     """The ranges that give every multiprocessor a block where a step has one row."""
-    positions = shape.count(context_length) * shape.block
     wanted = max(1, multiprocessors // tile.columns)
     length = max(_LEAST_RANGE, -(-positions // wanted))
     length = -(-length // 32) * 32

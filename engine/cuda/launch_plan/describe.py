@@ -17,6 +17,7 @@ from engine.cuda.launch_plan.layer import (
 )
 from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.launch_plan.parts.attention import describe_attention
+from engine.cuda.launch_plan.parts.compressed import describe_compressed
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan, describe_ffn
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.mixture_parts import describe_moe
@@ -146,7 +147,9 @@ def _mixer(
     layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict[int, int], *, factor: float
 ) -> MixerPlan | None:
     attention = recurrent = None
-    if (attended := layer.config.attention_part) is not None:
+    if (attended := layer.config.attention_part) is not None and attended.compressed is not None:
+        return describe_compressed(attended, layer.attention, chooser, kv_type=settings.kv_type, factor=factor)
+    if attended is not None:
         owner = layer.index if attended.cache_layer is None else attended.cache_layer
         parts = attended, layer.attention, chooser
         attention = describe_attention(*parts, kv_type=settings.kv_type, factor=factor, kept_at=kept.get(owner))

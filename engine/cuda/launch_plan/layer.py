@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from engine.cuda.launch_plan.parts.attention import AttentionPlan
+from engine.cuda.launch_plan.parts.compressed import CompressedPlan
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.ngrams import NgramPlan
@@ -55,7 +56,7 @@ class CombinedPlan:
         yield from (queries, inputs, attended, added, moved, last)
 
 
-MixerPlan = AttentionPlan | RecurrentPlan | CombinedPlan
+MixerPlan = AttentionPlan | CompressedPlan | RecurrentPlan | CombinedPlan
 """The part of a layer that reads other tokens; one class per class of engine.model.config.MixerConfig."""
 
 
@@ -116,6 +117,16 @@ class LayerPlan:
         return self.mixer if isinstance(self.mixer, AttentionPlan) else None
 
     @property
+    def compressed(self) -> CompressedPlan | None:
+        """The attention over compressed blocks, if the layer has it."""
+        return self.mixer if isinstance(self.mixer, CompressedPlan) else None
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has attention of either kind."""
+        return self.attention is not None or self.compressed is not None
+
+    @property
     def recurrent(self) -> RecurrentPlan | None:
         """The recurrent mixer, if the layer has one."""
         if isinstance(self.mixer, CombinedPlan):
@@ -162,12 +173,12 @@ class LayerPlan:
             yield from self._named("ffn_moe", self.moe.scores(step, Norm.ABSENT))
         if self.moe is not None and self.moe.reads_input:
             yield from self._named("ffn_moe", [step.part("normalize_pieces")])
-        first, inputs = "ssm_in" if self.attention is None else "attn_qkv", {"attn_qkv", "ssm_in"}
+        first, inputs = "attn_qkv" if self.attends else "ssm_in", {"attn_qkv", "ssm_in"}
         if self.ngrams is not None:
             yield from self._named(first, self.ngrams.launches(step))
         if self.attn_norm_2:
             yield from self._named("attn_qkv", [step.row("copy_rows")])
-        last, waiting = "ssm_out" if self.attention is None else "attn_output", self.mixer_skip
+        last, waiting = "attn_output" if self.attends else "ssm_out", self.mixer_skip
         if self.mixer_skip is not None:
             yield from self._named(first, self.mixer_skip.read(step))
         for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):

@@ -9,7 +9,8 @@ from engine.concurrency.lazy import lazy
 from engine.config import KvType, step_sizes
 from engine.cuda.attention import step_rows
 from engine.cuda.attention.attention_shape import AttentionShape
-from engine.cuda.attention.cache import CacheShape
+from engine.cuda.attention.cache import LayerShape
+from engine.cuda.compressed.plan import BlockShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.costs import Cost, cost_of, rows_of_turns
 from engine.cuda.launch_plan.families import Card, Family, Phase
@@ -110,9 +111,9 @@ class LaunchPlan:
         return tuple(None if mixer is None else mixer.shape for mixer in mixers)
 
     @lazy
-    def cache_shapes(self) -> tuple[CacheShape | None, ...]:
+    def cache_shapes(self) -> tuple[LayerShape | None, ...]:
         """What every layer caches; None where it has no cache of its own."""
-        mixers = [layer.attention for layer in self.layers]
+        mixers = [layer.attention or layer.compressed for layer in self.layers]
         pairs = enumerate(zip(mixers, self.cache_layers, strict=True))
         return tuple(None if one is None or owner != index else one.cache_shape for index, (one, owner) in pairs)
 
@@ -121,6 +122,12 @@ class LaunchPlan:
         """The indexers of all layers that have one, their own or another's."""
         found = (None if layer.attention is None else layer.attention.indexer for layer in self.layers)
         return tuple(one for one in found if one is not None)
+
+    @lazy
+    def block_shapes(self) -> tuple[BlockShape, ...]:
+        """The kernels of layers with compressed blocks, each once."""
+        found = (layer.compressed.shape for layer in self.layers if layer.compressed is not None)
+        return tuple(dict.fromkeys(found))
 
     @lazy
     def cache_layers(self) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.streams import PerLayerPlan
+from engine.cuda.load.device_compressed import DeviceCompressed
 from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceNgrams, DeviceRecurrent
 from engine.cuda.load.device_skips import DeviceSkip
@@ -77,6 +78,7 @@ class DeviceMoe:
         norm, router_norm: norms of what experts and router read, where they do not read what the layer's norm gives, or
             None. expert_post_norm, shared_post_norm: of what experts and the shared part give, or None.
         latent: products around the experts, or None. adjugates: experts that read what the others give, or ().
+        token_experts: int32 (V, U), those that each token names, or None.
     """
 
     plan: MoePlan
@@ -95,6 +97,7 @@ class DeviceMoe:
     shared_post_norm: DeviceNorm | None
     latent: DeviceLatentExperts | None
     adjugates: tuple[DeviceFfn, ...]
+    token_experts: DeviceArray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +202,7 @@ class DeviceCombined:
     recurrent: DeviceRecurrent
 
 
-DeviceMixer = DeviceAttention | DeviceRecurrent | DeviceCombined
+DeviceMixer = DeviceAttention | DeviceCompressed | DeviceRecurrent | DeviceCombined
 """The part of a layer that reads other tokens; one class per class of launch_plan.layer.MixerPlan."""
 
 
@@ -292,7 +295,12 @@ class DeviceLayer:
     def recurrent_part(self) -> DeviceRecurrent | None:
         """The recurrent mixer; None where the layer has none."""
         mixer = self.mixer.recurrent if isinstance(self.mixer, DeviceCombined) else self.mixer
-        return None if mixer is None or isinstance(mixer, DeviceAttention) else mixer
+        return None if mixer is None or isinstance(mixer, (DeviceAttention, DeviceCompressed)) else mixer
+
+    @property
+    def compressed(self) -> DeviceCompressed | None:
+        """The attention over compressed blocks; None where the layer has none."""
+        return self.mixer if isinstance(self.mixer, DeviceCompressed) else None
 
     @property
     def attention(self) -> DeviceAttention:

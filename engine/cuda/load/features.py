@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from engine.config import KvType
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import PAGE, KvType
 from engine.cuda.attention.attention_shape import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
 from engine.cuda.indexer.plan import MOST_SHARED, indexer_shape
@@ -30,6 +33,7 @@ from engine.model.config import (
     BankedSkip,
     ChannelMixConfig,
     CombinedConfig,
+    CompressedConfig,
     DeltaNetConfig,
     FfnConfig,
     GateFunction,
@@ -95,7 +99,7 @@ _SERVED: dict[str, frozenset[Any]] = {
         frozenset({True, False}),
     ),
     "gated": frozenset({True, False}),
-    "routing": frozenset({Routing.SOFTMAX, Routing.SIGMOID, Routing.SOFTMAX_CHOSEN}),
+    "routing": frozenset(Routing),
     "normalize": frozenset({True, False}),
     "shared_gate": frozenset({True, False}),
     "causal": frozenset({True, False}),
@@ -148,6 +152,8 @@ _ANY = frozenset(
         "output_factor",  # in the weights it is part of the layer's number
         "indexer",  # within a limit
         "ngrams",  # likewise
+        "by_token",  # likewise
+        "compressed",  # likewise
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -169,8 +175,6 @@ _NAMES = {
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
-    "by_token": "experts that the token chooses",
-    "compressed": "compressed blocks of positions",
 }
 
 
@@ -209,6 +213,8 @@ def missing_features(model: LoadedModel) -> list[str]:
         found += _of_mixer(layer.config.mixer)
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
+        if layer.moe is not None and layer.moe.token_experts is not None:
+            found += _of_named_experts(layer.config.ffn, layer.moe.token_experts)
         if layer.ngrams is not None:
             found += _of_ngrams(layer.ngrams)
     return list(dict.fromkeys(found))
@@ -228,8 +234,25 @@ def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
+    if config.compressed is not None:
+        yield from _of_compressed(config, config.compressed)
     if config.indexer is not None and indexer_shape(config.indexer, KvType.F16).shared_floats > MOST_SHARED:
         yield "an indexer with queries of so many numbers"
+
+
+def _of_compressed(config: AttentionConfig, compressed: CompressedConfig) -> Iterator[str]:
+    if config.window is None or config.rope is None:
+        yield "compressed blocks without a window or a rotation"
+    blocks = compressed.blocks
+    if blocks is None:
+        return
+    if blocks.length % PAGE and PAGE % blocks.length:
+        yield f"compressed blocks of {blocks.length} positions"
+    if (
+        blocks.index is not None
+        and blocks.index.heads * (blocks.index.width + 2) + 8 * blocks.index.width > MOST_SHARED
+    ):
+        yield "an index of blocks with queries of so many numbers"
 
 
 def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
@@ -268,6 +291,19 @@ def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
                 yield "adjugate experts beside a shared one"
         if ffn.n_experts > MAX_EXPERTS or ffn.n_used > MAX_USED:
             yield f"more than {MAX_USED} of {MAX_EXPERTS} experts for a token"
+
+
+def _of_named_experts(
+    ffn: FfnConfig | MoeConfig | ChannelMixConfig | None, named: npt.NDArray[np.int32]
+) -> Iterator[str]:
+    """Scores of the others become minus infinity: then gates must be single numbers, and each expert named once."""
+    assert isinstance(ffn, MoeConfig)
+    alone = ffn.routing in (Routing.SIGMOID, Routing.SQRT_SOFTPLUS) or ffn.normalize
+    if not alone or ffn.n_groups > 1 or ffn.adjugate is not None:
+        yield "experts that the token chooses with such a routing"
+    ordered = np.sort(named, axis=1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        yield "experts that a token names twice"
 
 
 def _of_ngrams(weights: NgramWeights) -> Iterator[str]:

@@ -23,6 +23,7 @@ from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.parts.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.parts.compressed import CompressedPlan
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan
 from engine.cuda.launch_plan.parts.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
@@ -31,6 +32,7 @@ from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan
 from engine.cuda.launch_plan.parts.skips import SkipPlan
 from engine.cuda.launch_plan.parts.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
+from engine.cuda.load.compressed_upload import CompressedUploader
 from engine.cuda.load.device_recurrent import DeviceNgrams
 from engine.cuda.load.device_skips import DeviceSkip
 from engine.cuda.load.device_weights import (
@@ -105,7 +107,7 @@ def _expanded(linear: Linear) -> Float32Array:
     return np.asarray(matrix, np.float32)
 
 
-class Uploader(RecurrentUploader):
+class Uploader(RecurrentUploader, CompressedUploader):
     """Uploads the parts of a model."""
 
     def model(self, model: LoadedModel, plan: LaunchPlan) -> DeviceWeights:
@@ -248,6 +250,8 @@ class Uploader(RecurrentUploader):
         if isinstance(plan, RecurrentPlan):
             assert layer.recurrent is not None
             return self._recurrent(plan, layer.recurrent)
+        if isinstance(plan, CompressedPlan):
+            return self._compressed(plan, layer.config.attention, layer.attention)
         return self._attention(plan, layer.config.attention, layer.attention)
 
     def _attention(self, plan: AttentionPlan, config: AttentionConfig, weights: AttentionWeights) -> DeviceAttention:
@@ -352,7 +356,7 @@ class Uploader(RecurrentUploader):
         return DeviceHeads(plan, views, joined, int(packed.data.nbytes))
 
     def _moe(self, plan: MoePlan, weights: MoeWeights) -> DeviceMoe:
-        n, selection_bias = plan.routing.n_stacked, self.vector(weights.selection_bias)
+        n, selection_bias = plan.routing.n_stacked, None if plan.by_token else self.vector(weights.selection_bias)
         experts: tuple[DeviceFfn, ...] = ()
         chosen, sharing, grouped = None, None, None
         if plan.gate_up is None or plan.down is None:
@@ -393,6 +397,7 @@ class Uploader(RecurrentUploader):
             expert_post_norm=self.norm(weights.expert_post_norm),
             shared_post_norm=self.norm(weights.shared_post_norm),
             adjugates=self._adjugates(plan.adjugate, weights),
+            token_experts=self.vector(weights.token_experts, np.int32) if plan.by_token else None,
             latent=None if plan.latent is None else self._latent_experts(plan.latent, weights),
         )
 

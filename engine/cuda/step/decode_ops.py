@@ -95,6 +95,10 @@ class DecodeOps(CudaOps):
         Rows whose indexer leaves positions out go another way than the others. Which those are is found on the device,
         in the same step: attention is not launched early.
         """
+        if layer.compressed is not None:
+            assert self._indexers.identity is not None
+            each = Rows(self._positions, self._table, self._indexers.identity[: self.n_rows])
+            return self._attend_blocks(layer.compressed, q, self._cache.blocks(layer.index), each)
         mixer = layer.attention
         shape, kernels, positions = mixer.shape, self._attention[mixer.shape], self._positions
         out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.value_dim)

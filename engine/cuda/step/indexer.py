@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from engine.cuda.compressed.blocks import Blocks
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.indexer.indexer import Choice, ChosenAttention, Rows, Scored, allocate
 from engine.cuda.indexer.plan import head_tile, range_arrays, scored_rows
 from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.parts.compressed import CompressedPlan
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan
-from engine.cuda.launch_plan.scratch import all_choice_arrays, all_ranges
+from engine.cuda.launch_plan.scratch import all_choice_arrays, all_ranges, block_ranges, identity_rows
 from engine.cuda.load.device_weights import DeviceIndexer
 from engine.cuda.rows import parts
 from engine.cuda.rows.parts import DeviceNorm
@@ -29,11 +31,14 @@ class IndexBuffers(Protocol):
 
 
 class Indexers:
-    """Choices and kernels of all layers of a model, with their memory.
+    """Choices and kernels of all layers of a model, those of compressed blocks included, with their memory.
 
     Args:
         plan: of the model.
         context_length: positions of a sequence.
+
+    Attributes:
+        identity: int32, numbers of the rows of decode steps, where layers have compressed blocks, else None.
     """
 
     def __init__(self, plan: LaunchPlan, context_length: int) -> None:
@@ -48,6 +53,21 @@ class Indexers:
             )
             for (shape, heads), ranges in all_ranges(plan, context_length).items()
         }
+        self._blocks = {
+            shape: Blocks(
+                shape,
+                ranges,
+                context_length,
+                allocate(range_arrays(shape.attention, ranges)),
+                None if shape.index is None else self._choices[shape.index],
+            )
+            for shape, ranges in block_ranges(plan, context_length).items()
+        }
+        self.identity = allocate({"identity": (rows,)})["identity"] if (rows := identity_rows(plan)) else None
+
+    def blocks(self, plan: CompressedPlan) -> Blocks:
+        """The kernels of a layer with compressed blocks."""
+        return self._blocks[plan.shape]
 
     def choice(self, plan: IndexerPlan) -> Choice:
         """What the rows of a step attend to in a layer with such an indexer."""

@@ -7,9 +7,12 @@ know of requests or sampling.
 
 from __future__ import annotations
 
+from engine.cuda.attention.cache import BlockCache
 from engine.cuda.attention.heads import prepare_heads
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.formats.dequant import embed
+from engine.cuda.indexer.indexer import Rows
+from engine.cuda.load.device_compressed import DeviceCompressed
 from engine.cuda.load.device_products import DeviceProjection
 from engine.cuda.load.device_weights import DeviceAttention, DeviceLayer
 from engine.cuda.rows import parts, streams
@@ -17,8 +20,9 @@ from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
 from engine.cuda.step.bricks.mixture import MixtureBricks
 from engine.cuda.step.bricks.streams import StreamBricks
+from engine.cuda.step.compressed import attend_blocks, block_inputs, block_values
 from engine.cuda.step.folding import Hidden, Read, columns_of
-from engine.cuda.step.indexer import index_inputs
+from engine.cuda.step.indexer import Indexers, index_inputs
 from engine.cuda.step.latent import latent_qkv, latent_values, low_rank_queries
 from engine.cuda.step.moves import Moves
 from engine.cuda.step.ngrams import add_ngrams
@@ -30,7 +34,7 @@ class CudaOps(MixtureBricks, StreamBricks):
     """What decode and prefill share: products with norm, activation and residual folded in. See RowBricks."""
 
     _moves: Moves | None  # None where no layer has a state
-    _tokens: DeviceArray  # of the rows
+    _indexers: Indexers
 
     # ---- around the layers -----------------------------------------------------------------------------------
 
@@ -93,7 +97,8 @@ class CudaOps(MixtureBricks, StreamBricks):
             row_ops.copy(x, self.buffers.beside[: self.n_rows])
         if layer.mixer_skip is not None:
             self._read_skip(layer.mixer_skip, x)
-        q = None if layer.attention_part is None else self.attn_qkv(layer, x)
+        attends = layer.attention_part is not None or layer.compressed is not None
+        q = self.attn_qkv(layer, x) if attends else None
         mixed = None if layer.recurrent_part is None else self.ssm_in(layer, x)
         if layer.mixer_skip is not None:
             self._begin_skip(layer.mixer_skip, x)
@@ -163,6 +168,12 @@ class CudaOps(MixtureBricks, StreamBricks):
 
     def _qkv(self, layer: DeviceLayer, x: DeviceArray, positions: DeviceArray) -> DeviceArray:
         """Queries, keys and values of every row as the attention kernels read them."""
+        if layer.compressed is not None:
+            blocks = layer.compressed
+            qkv = columns_of(self.buffers.qkv, self.n_rows, blocks.plan.shape.attention.row_width)
+            source, norm = self._normed(x, layer.attn_norm)
+            block_inputs(blocks, self._product, source, norm, self.buffers, positions, qkv)
+            return qkv
         mixer = layer.attention
         source, norm = self._normed(x, layer.attn_norm)
         qkv = columns_of(self.buffers.qkv, self.n_rows, mixer.shape.row_width)
@@ -180,6 +191,13 @@ class CudaOps(MixtureBricks, StreamBricks):
             latent = None if mixer.latent is None else low_rank_queries(mixer.latent, self.buffers, self.n_rows)
             index_inputs(mixer.indexer, self._product, source, norm, latent, self.buffers, positions)
         return qkv
+
+    def _attend_blocks(self, mixer: DeviceCompressed, qkv: DeviceArray, cache: BlockCache, rows: Rows) -> DeviceArray:
+        """Attention over a window and compressed blocks, what it reads is cached first."""
+        shape = mixer.plan.shape
+        out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.head)
+        attend_blocks(mixer, self._indexers.blocks(mixer.plan), self.buffers, qkv, cache, rows, out)
+        return out
 
     def _share_cache(self, mixer: DeviceAttention, qkv: DeviceArray, positions: DeviceArray) -> None:
         """Keys and values of a layer are kept for later ones, or are those that an earlier one has kept.
@@ -207,6 +225,9 @@ class CudaOps(MixtureBricks, StreamBricks):
 
         Gates are read where attn_qkv has left them.
         """
+        if layer.compressed is not None:
+            a = block_values(layer.compressed, self._product, a, self.buffers, self._positions)
+            return self._mixed(layer, layer.compressed.output, a, x)
         mixer = layer.attention
         if mixer.latent is not None:
             a = latent_values(mixer.latent, self._product, a, self.buffers, self.step)

@@ -111,6 +111,8 @@ class PromptOps(CudaOps):
     def attn_qkv(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_qkv."""
         qkv = self._qkv(layer, x, self._positions)
+        if layer.compressed is not None:
+            return qkv
         mixer = layer.attention
         keys, values = self._cache.arrays(layer.index)
         self._attention[mixer.shape].rope_append(
@@ -120,6 +122,10 @@ class PromptOps(CudaOps):
 
     def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
         """See LayerBricks.attention."""
+        if layer.compressed is not None:
+            assert isinstance(self._cache, PagedCache), "models that make embeddings alone have no blocks"
+            rows = Rows(self._positions, self._cache.block_table, self._slots)
+            return self._attend_blocks(layer.compressed, q, self._cache.blocks(layer.index), rows)
         mixer = layer.attention
         shape, kernels, indexer = mixer.shape, self._attention[mixer.shape], mixer.plan.indexer
         out, caches = (

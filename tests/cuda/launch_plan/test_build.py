@@ -126,11 +126,23 @@ def indexed_shapes(arch):
     ]
 
 
+def block_shapes(arch):
+    """Layers with compressed blocks: with an index, with all blocks, with a window alone."""
+    from engine.cuda.compressed.plan import BlockShape
+
+    other, rope = tuple(KvType)[ARCHES.index(arch) % 2], (64, False)
+    return [
+        BlockShape(64, 512, 128, 4, True, 64, 128, 512, *rope, KvType.F16),
+        BlockShape(64, 512, 128, 128, False, 0, 0, 0, *rope, other),
+        BlockShape(4, 72, 6, 0, False, 0, 0, 0, 20, True, other),
+    ]
+
+
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
     from engine.cuda.attention import attention_plan, step_rows
     from engine.cuda.driver import staging
-    from engine.cuda.experts import adjugate, moe, moe_rows, router
+    from engine.cuda.experts import adjugate, moe, moe_rows, router, token_experts
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
     from engine.cuda.indexer.plan import head_tile
@@ -148,6 +160,7 @@ def jobs_for(arch):
         (streams.FILES, None),
         (skips.FILES, None),
         (adjugate.FILES, None),
+        (token_experts.FILES, None),
         (staging.FILES, None),
         (sampling_ops.SOURCES, None),
         (step_rows.FILES, step_rows.DEFINES),
@@ -184,6 +197,10 @@ def jobs_for(arch):
         jobs += [shape.append_job(), shape.scores_job(), shape.scores_job(plain=True), shape.choose_job()]
         for tile in (head_tile(heads), head_tile(heads, plain=True)):
             jobs += [shape.attention_job(heads, tile), shape.merge_job(heads, tile)]
+    for shape in block_shapes(arch):
+        index = () if shape.index is None else (shape.index.scores_job(), shape.index.choose_job())
+        keys = (shape.keys_job(),) if shape.length else ()
+        jobs += [shape.append_job(), *keys, *index, *shape.attention_jobs()]
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
@@ -223,6 +240,9 @@ def kernel_names(file, type):
         "skips.cu": "fill_streams bank_read bank_write hyper_read gated_read gated_write mixed_write sum_streams",
         "pooling.cu": "pool_rows",
         "adjugate.cu": "adjugate_weights",
+        "token_experts.cu": "keep_named",
+        "block_append.cu": "block_append",
+        "block_keys.cu": "block_keys",
         "merge_chosen.cu": "merge_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
         "step_rows.cu": "take_rows",
@@ -321,6 +341,7 @@ def test_a_false_claim_does_not_build():
 def test_constants_of_the_launchers_equal_the_kernels():
     from engine.cuda.matrix import matvec_plan
     from engine.cuda.recurrent import delta, mamba_2, mamba_plan, plan
+    from engine.cuda.recurrent.ngrams import ngrams
     from engine.cuda.recurrent.rows import CHUNK, TILE
     from engine.cuda.recurrent.rwkv import rwkv_6, rwkv_7, token_shift
     from engine.cuda.recurrent.rwkv import shape as time_mix
@@ -356,6 +377,9 @@ def test_constants_of_the_launchers_equal_the_kernels():
     walk = [f"CHUNK == {CHUNK}", f"RECORD == {plan.RECORD}", f"WALK_THREADS == {threads}", f"WALK_VALUES == {values}"]
     chunked = delta.DeltaShape(2, 2, 128, 4, 9000, True, True, True)
     check_statically(*chunked.build_jobs()[-1], [*walk, f"2 * CHUNKED == {chunked.chunk_width}"])
+    grams = ngrams.NgramShape(3, 8, 4, 8192, 2048)
+    claims = [f"TILE == {TILE}", f"ROWS == {grams.rows}", f"PAST == {grams.state_shapes[0][0]}"]
+    check_statically(*grams.build_jobs()[0], claims)
     most = mamba_2.Mamba2Shape(2, 64, 1, mamba_2.MAX_CHUNK_STATES, 4)
     check_statically(*most.build_jobs()[-1], [f"sizeof(WalkMemory<{most.d_state}, false, false>) <= 48 << 10"])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")

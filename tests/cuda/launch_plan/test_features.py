@@ -32,6 +32,7 @@ from engine.model.config import (
 from engine.model.loader import load_model
 from engine.runner import devices as runner
 from engine.runner.devices import open_runner
+from tests.support.models.compressed_models import compressed
 from tests.support.models.feature_models import (
     CASES,
     EXPERT,
@@ -157,6 +158,16 @@ def test_recurrent_layers(tmp_path, parts, words):
     with open_gguf(tiny_mamba(tmp_path / "tiny.gguf", **parts)) as gguf:
         model = load_model(gguf)
         assert missing_features(model) == words
+        del model
+
+
+def test_experts_that_a_token_names_twice(tmp_path):
+    """The kernels leave out the others, so that one that counts twice would count once."""
+    file = compressed()
+    file.tensors["blk.0.ffn_gate_tid2eid.weight"][5] = [1, 1]
+    with open_gguf(file.write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == ["experts that a token names twice"]
         del model
 
 

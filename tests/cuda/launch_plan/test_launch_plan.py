@@ -42,7 +42,8 @@ from tests.support.peers.models import GPU_MODELS
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())
 SERVED = (
-    "apertus", "arctic", "bitnet", "chameleon", "deepseek32, four positions chosen", "dots3note", "gemma3n",
+    "apertus", "arctic", "bitnet", "chameleon", "deepseek32, four positions chosen", "deepseek4",
+    "dots3note", "gemma3n",
     "gemma4 with experts", "gemma4 with shared caches", "glm-dsa, a choice for two layers", "grovemoe", "hrm_text",
     "hy_v4", "hyper-connections", "laguna", "llama4", "maple", "minimax-m3, three blocks chosen", "nanbeige",
     "rwkv6qwen2", "arwkv7", "arwkv7 with norms, without gates", "smallthinker", "spark2_5", "step35",

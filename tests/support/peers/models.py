@@ -238,6 +238,6 @@ MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | gemma.VARIANTS | rwkv.VARIANTS
 GPU_MODELS = families.FAMILIES | families.VARIANTS | variants.VARIANTS | single.FAMILIES | single.VARIANTS
 GPU_MODELS |= gemma.FAMILIES | gemma.VARIANTS | rwkv.FAMILIES | rwkv.VARIANTS | STREAMS
 GPU_MODELS |= {name: make for name, make in choosers.CHOOSERS.items() if name.startswith(("deepseek32", "glm-dsa"))}
-GPU_MODELS["glm5-next"] = choosers.FAMILIES["glm5-next"]
+GPU_MODELS |= choosers.FAMILIES
 GPU_MODELS["minimax-m3, three blocks chosen"] = lambda: blocks()[0]
 """Families and forms of families that no conformance file shows, and that GPUs serve."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from engine.cuda.experts import adjugate, moe, moe_rows, prefill
+from engine.cuda.experts import adjugate, moe, moe_rows, prefill, token_experts
 from engine.cuda.experts.router import KernelRouting, can_score_together, route_job, router_job
 from engine.cuda.launch_plan.families import Families, Family, Phase
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
@@ -79,6 +79,7 @@ class MoePlan:
         router_norm, expert_norm: where the norms of what these read are computed; None: they read the layer's normed
             stream, as the shared part does.
         expert_post_norm, shared_post_norm: whether what these give is normalized.
+        by_token: a row's token names its experts; the scores weigh them.
     """
 
     routing: KernelRouting
@@ -100,6 +101,7 @@ class MoePlan:
     shared_post_norm: bool = False
     latent: LatentExpertPlan | None = None
     adjugate: AdjugatePlan | None = None
+    by_token: bool = False
 
     @property
     def sums_apart(self) -> bool:
@@ -261,6 +263,8 @@ class MoePlan:
             yield Launch(kernel, job, Family.ROUTER, scores.matrices[0].tensors)
         else:
             yield from step.product(self.router)
+        if self.by_token:
+            yield Launch("keep_named", (token_experts.FILES, None))
 
     def _mixture(self, step: Step, read: Norm) -> Iterator[Launch]:
         """Experts and the hidden values of the shared part. read: norm of what the experts read."""

@@ -30,6 +30,7 @@ _GATINGS = {
     Routing.SOFTMAX: Gating.SOFTMAX,
     Routing.SIGMOID: Gating.SIGMOID,
     Routing.SOFTMAX_CHOSEN: Gating.SOFTMAX_OF_CHOSEN,
+    Routing.SQRT_SOFTPLUS: Gating.SQRT_SOFTPLUS,
 }
 
 
@@ -167,6 +168,7 @@ def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, fa
         shared_post_norm=weights.shared_post_norm is not None,
         latent=latent,
         adjugate=adjugates,
+        by_token=config.by_token,
     )
 
 

@@ -60,6 +60,7 @@ class RowBricks(LayerBricks[DeviceLayer]):
     """
 
     _positions: DeviceArray
+    _tokens: DeviceArray
 
     def __init__(self, weights: DeviceWeights, buffers: Activations, products: Products, step: Step) -> None:
         self.weights = weights

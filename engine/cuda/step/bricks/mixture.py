@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts import adjugate, router
+from engine.cuda.experts.token_experts import keep_named
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.parts.mixture import AdjugatePlan
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe
@@ -82,7 +83,12 @@ class MixtureBricks(SkipBricks):
         return columns_of(self.buffers.router, self.n_rows, moe.plan.routing.n_scores)
 
     def _score(self, moe: DeviceMoe, read: Read, scores: DeviceArray) -> None:
-        """The router's product."""
+        """The router's product; of experts that a token does not name, where it names them, minus infinity."""
+        self._multiply_router(moe, read, scores)
+        if moe.token_experts is not None:
+            keep_named(scores, self._tokens, moe.token_experts, moe.plan.routing.n_experts)
+
+    def _multiply_router(self, moe: DeviceMoe, read: Read, scores: DeviceArray) -> None:
         if moe.plan.score_family(self.n_rows, self.step.phase) is not Family.ROUTER:
             self._product(moe.router, read.x, scores, norm=read.norm)
             return
