@@ -292,9 +292,11 @@ def test_every_kernel_file_is_built():
     assert files == kernel_files().keys()
     hopper = {"experts.cu", "moe_rows.cu", "moe_rows_begin.cu", "operand.cu", "gemm.cu", "attention_prefill_hopper.cu"}
     hopper |= {name for name in files if name.startswith("decode_gemm")} | {
-        "half_pairs.cuh",
         "formats_half.cuh",
         "gemm_unpack.cuh",
+        "prefill_stages.cuh",
+        "prefill_pages_half.cuh",
+        "prefill_pages_q8.cuh",
     }
     floats = {"float_gemm.cu", "float_few.cu"}  # TF32
     for arch in ARCHES:
