@@ -29,6 +29,9 @@ from scripts.bench_cpu_peer import ROOT, answer, listen, note
 
 LAYERS, WIDTH, HEADS, FFN, VOCAB, CONTEXT = 12, 768, 12, 3072, 30522, 512
 
+PEER_SEQUENCES = 256
+"""Most texts of a batch of llama.cpp: the most that it takes (its LLAMA_MAX_SEQ)."""
+
 
 def bert_file(path: Path, type_name: str) -> None:
     """Write a file of random weights whose matrices have this type."""
@@ -114,7 +117,7 @@ def serve_peer(settings: dict[str, Any]) -> None:
     model = llama_cpp.llama_model_load_from_file(settings["model"].encode(), params)
     run, size = llama_cpp.llama_context_default_params(), settings["batch"]
     run.n_ctx = run.n_batch = run.n_ubatch = size
-    run.n_seq_max = 64
+    run.n_seq_max = PEER_SEQUENCES
     run.n_threads = run.n_threads_batch = settings["threads"]
     run.embeddings, run.pooling_type = True, 1
     context = llama_cpp.llama_init_from_model(model, run)
@@ -137,7 +140,7 @@ def serve_peer(settings: dict[str, Any]) -> None:
     def embed(texts: list[list[int]]) -> None:
         part: list[list[int]] = []
         for ids in [*texts, None]:
-            if ids is None or sum(map(len, part)) + len(ids) > size or len(part) == 64:
+            if ids is None or sum(map(len, part)) + len(ids) > size or len(part) == PEER_SEQUENCES:
                 feed(part)
                 part = []
             if ids is not None:
@@ -145,7 +148,7 @@ def serve_peer(settings: dict[str, Any]) -> None:
 
     def measure(n: int, shortest: int, longest: int) -> list[float]:
         texts = texts_of(n, shortest, longest)
-        embed(texts[:4])
+        embed(texts[: max(4, n // 8)])
         return timed(lambda: embed(texts))
 
     answer(f"llama-cpp-python {llama_cpp.__version__}")
