@@ -22,6 +22,7 @@ import numpy as np
 from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
+from engine.cuda.recurrent.plan import StateShape
 from engine.cuda.recurrent.rows import DecodeRows, PromptRows, Rows, span_table
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6, Rwkv6Constants, Rwkv6Inputs, Rwkv6Shape
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7, Rwkv7Constants, Rwkv7Inputs, Rwkv7Shape
@@ -53,7 +54,7 @@ def noise(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Any:
     return cupy.asarray(np.random.default_rng(0).normal(mean, scale, shape).astype(np.float32))
 
 
-def room(shape: DeltaShape | Mamba2Shape, n: int, *, chunks: bool) -> Any:
+def room(shape: StateShape, n: int, *, chunks: bool) -> Any:
     """What kernels of chunks leave for each other; None for token after token."""
     import cupy
 
@@ -92,21 +93,20 @@ def rwkv_6_call(shape: Rwkv6Shape, rows: Rows, n: int, slots: int, *, chunks: bo
     """Time mixing of version 6 over n rows, behind its products."""
     import cupy
 
-    assert not chunks
     d, keys = shape.inner, shape.kv_heads * shape.head
     row, at = noise(n, 3 * d + 2 * keys), np.cumsum([0, d, d, keys, keys, d]).tolist()
     inputs = Rwkv6Inputs(*(row[:, first:end] for first, end in pairwise(at)))
     constants = Rwkv6Constants(noise(d), noise(d), noise(d), 1e-5)
     memory = cupy.zeros((slots * PLACES, *shape.state_shapes[1]), np.float32)
     kernels, out = Rwkv6(shape), cupy.zeros((n, d), np.float32)
-    return lambda: kernels(rows, inputs, constants, memory, out)
+    between = room(shape, n, chunks=chunks)
+    return lambda: kernels(rows, inputs, constants, memory, out, chunked=between)
 
 
 def rwkv_7_call(shape: Rwkv7Shape, rows: Rows, n: int, slots: int, *, chunks: bool) -> Callable[[], object]:
     """Time mixing of version 7 over n rows, behind its products."""
     import cupy
 
-    assert not chunks
     d = shape.inner
     row = noise(n, 8 * d)
     inputs = Rwkv7Inputs(*(row[:, i * d : (i + 1) * d] for i in range(8)))
@@ -114,7 +114,8 @@ def rwkv_7_call(shape: Rwkv7Shape, rows: Rows, n: int, slots: int, *, chunks: bo
     constants = Rwkv7Constants(k_k, k_a, r_k, norm, bias, 1e-5)
     memory = cupy.zeros((slots * PLACES, *shape.state_shapes[1]), np.float32)
     kernels, out, first = Rwkv7(shape), cupy.zeros((n, d), np.float32), noise(n, d)
-    return lambda: kernels(rows, inputs, constants, first, memory, out)
+    between = room(shape, n, chunks=chunks)
+    return lambda: kernels(rows, inputs, constants, first, memory, out, chunked=between)
 
 
 CALLS: dict[str, tuple[Any, Callable[..., Callable[[], object]]]] = {

@@ -4,6 +4,8 @@
 // left of every token in its record (L and P are lower triangular, CHUNK x CHUNK):
 //     x = beta * (v - of_k * (k . M));  x' = L x              DELTA; else x' = v
 //     y = of_q * (q . M) + P x';  M = decay * M + u (x) (of_v * x')
+// PAIRED (with DELTA and decays of keys), where x and v both enter the memory, each with keys of its own:
+//     x' = L (k . M) + N v;  y = q . M + P x' + O v;  M = decay * M + u (x) x' + also (x) v
 // Products are those of the tensor cores, of floats in two parts each (TF32), so that they are nearly as exact as float32.
 //
 // Chunks begin at multiples of CHUNK, and where a span does. A row's bits do not depend on the rows behind it: L and P are zero where
@@ -12,6 +14,8 @@
 constexpr int CHUNK = 16;   // tokens; rows.py has the same number
 constexpr int RECORD = 40;  // floats of a token's record: its rows of L and P, then these
 enum { OF_P = CHUNK, OF_BETA = 2 * CHUNK, OF_K, OF_Q, OF_V, OF_CHUNK };  // OF_CHUNK: the decay of the whole chunk
+constexpr int PAIRED_RECORD = 64;  // the same with PAIRED: rows of L, P, N and O
+enum { OF_N = 2 * CHUNK, OF_O = 3 * CHUNK };
 constexpr int WALK_THREADS = 128;
 constexpr int WALK_VALUES = 32;  // values of a block; plan.py has the same number
 
@@ -89,17 +93,21 @@ struct Rows {
 };
 
 // What a walk reads. All at the columns of the head: q, k, u (keys), v (values), record (RECORD), and with PER_KEY the decay of the
-// whole chunk for every key in the row of its first token, else that of the record.
+// whole chunk for every key in the row of its first token, else that of the record. k is not read with PER_KEY and without DELTA.
 struct WalkInputs {
     Rows q, k, u, v, record, key_decays;
+    Rows also;  // with PAIRED
 };
 
-template <int KEYS, bool DELTA, bool PER_KEY>
+template <int KEYS, bool DELTA, bool PER_KEY, bool PAIRED>
 struct WalkMemory {
-    static constexpr int STRIDE = walk_stride(KEYS);
+    static_assert(!PAIRED || (DELTA && PER_KEY), "the only form that is written");
+    static constexpr int STRIDE = walk_stride(KEYS), WIDTH = PAIRED ? PAIRED_RECORD : RECORD;
     static constexpr bool OWN_U = PER_KEY;  // else u is k
-    float q[CHUNK][STRIDE], k[2][CHUNK][STRIDE], u[OWN_U ? CHUNK : 1][OWN_U ? STRIDE : 4];
-    float record[2][CHUNK][RECORD];
+    static constexpr bool HAS_K = DELTA || !OWN_U;
+    float q[CHUNK][STRIDE], k[HAS_K ? 2 : 1][HAS_K ? CHUNK : 1][STRIDE], u[OWN_U ? CHUNK : 1][OWN_U ? STRIDE : 4];
+    float also[PAIRED ? CHUNK : 1][PAIRED ? STRIDE : 4];
+    float record[2][CHUNK][WIDTH];
     float key_decays[2][PER_KEY ? walk_keys(KEYS) : 4];
     float exchange[WALK_THREADS / WARP][DELTA ? 12 : 4][WARP];
 };
@@ -119,19 +127,23 @@ DEVICE void copy_rows(float (*to)[STRIDE], const Rows& from, i64 row, int n) {
 // state_out: (VALUES values, KEYS keys) of the head. A pair of warps has 16 values, each half of the keys; memories stay in
 // registers. finish(row, value, y, v, other): what becomes of a result; v as it was read, and what look_up(row, value) gave while
 // the chunk's products were still to come.
-template <int KEYS, int VALUES, bool DELTA, bool PER_KEY, class LookUp, class Finish>
-DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInputs& in, const float* state_in,
+template <int KEYS, int VALUES, bool DELTA, bool PER_KEY, bool PAIRED, class LookUp, class Finish>
+DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY, PAIRED>& memory, const WalkInputs& in, const float* state_in,
                         float* state_out, const PromptSpan& span, int first_value, LookUp look_up, Finish finish) {
+    using Memory = WalkMemory<KEYS, DELTA, PER_KEY, PAIRED>;
     constexpr int BLOCKS = walk_keys(KEYS) / 16;  // of 8 keys, a warp's
-    constexpr int STRIDE = WalkMemory<KEYS, DELTA, PER_KEY>::STRIDE;
+    constexpr int STRIDE = Memory::STRIDE, WIDTH = Memory::WIDTH;
+    constexpr bool HAS_K = Memory::HAS_K;
     static_assert(KEYS % 4 == 0, "rows are copied by 16 bytes");
     const int thread = threadIdx.x, warp = thread / WARP, half = warp % 2;
     const int g = thread % WARP / 4, t = thread % 4;
     const int first_key = half * BLOCKS * 8, value = first_value + warp / 2 * 16 + g;  // and value + 8
     for (int i = thread; i < CHUNK * (STRIDE - KEYS); i += WALK_THREADS) {
         const int row = i / (STRIDE - KEYS), column = KEYS + i % (STRIDE - KEYS);
-        memory.q[row][column] = memory.k[0][row][column] = memory.k[1][row][column] = 0.0f;
+        memory.q[row][column] = 0.0f;
+        if constexpr (HAS_K) memory.k[0][row][column] = memory.k[1][row][column] = 0.0f;
         if constexpr (PER_KEY) memory.u[row][column] = 0.0f;
+        if constexpr (PAIRED) memory.also[row][column] = 0.0f;
     }
     if constexpr (PER_KEY)
         for (int i = KEYS + thread; i < walk_keys(KEYS); i += WALK_THREADS) memory.key_decays[0][i] = memory.key_decays[1][i] = 0.0f;
@@ -152,8 +164,8 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
         }
     };
     auto copy_keys = [&](int stage, int first, int n) {
-        copy_rows<KEYS>(memory.k[stage], in.k, span.row + first, n);
-        copy_rows<RECORD>(memory.record[stage], in.record, span.row + first, n);
+        if constexpr (HAS_K) copy_rows<KEYS>(memory.k[stage], in.k, span.row + first, n);
+        copy_rows<WIDTH>(memory.record[stage], in.record, span.row + first, n);
         if constexpr (PER_KEY)
             for (int i = 4 * thread; i < KEYS; i += 4 * WALK_THREADS)
                 copy_async<16>(&memory.key_decays[stage][i], in.key_decays.at(span.row + first) + i, true);
@@ -173,6 +185,7 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
         __syncthreads();  // all threads see this chunk and have finished reading the previous one
         if constexpr (PER_KEY) {
             copy_rows<KEYS>(memory.u, in.u, span.row + first, n);
+            if constexpr (PAIRED) copy_rows<KEYS>(memory.also, in.also, span.row + first, n);
             copy_commit();
         }
         if (n_next) {
@@ -187,8 +200,8 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
             const int token = half * 8 + 2 * t + i % 2, of = value + i / 2 * 8;
             others[i] = token < n && of < VALUES ? look_up(span.row + first + token, of) : 0.0f;
         }
-        const float(*const k)[STRIDE] = memory.k[stage];
-        const float(*const record)[RECORD] = memory.record[stage];
+        const float(*const k)[STRIDE] = memory.k[HAS_K ? stage : 0];
+        const float(*const record)[WIDTH] = memory.record[stage];
         // q . M, and k . M, of half of the keys: the halves of the chunk, of q and then of k.
         float sums[DELTA ? 4 : 2][4] = {};
 #pragma unroll
@@ -219,11 +232,11 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int token = half * 8 + 2 * t + i % 2;
-            y[0][i] = __fmul_rn(record[token][OF_Q],
-                                __fadd_rn(half ? sums[1][i] : sums[0][i], memory.exchange[warp ^ 1][i][thread % WARP]));
+            const float sum = __fadd_rn(half ? sums[1][i] : sums[0][i], memory.exchange[warp ^ 1][i][thread % WARP]);
+            y[0][i] = PAIRED ? sum : __fmul_rn(record[token][OF_Q], sum);
         }
         if constexpr (DELTA) {
-            Parts<4> given[2];
+            Parts<4> given[2], own[PAIRED ? 2 : 1];
             float changes[2][4] = {};
 #pragma unroll
             for (int part = 0; part < 2; ++part) {
@@ -232,9 +245,10 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
                 for (int i = 0; i < 4; ++i) {
                     const float* const mine = record[part * 8 + 2 * t + i % 2];
                     const float known = __fadd_rn(sums[2 + part][i], memory.exchange[warp ^ 1][4 + part * 4 + i][thread % WARP]);
-                    of[i] = __fmul_rn(mine[OF_BETA], v[part][i] - __fmul_rn(mine[OF_K], known));
+                    of[i] = PAIRED ? known : __fmul_rn(mine[OF_BETA], v[part][i] - __fmul_rn(mine[OF_K], known));
                 }
                 given[part] = left_operand(of);
+                if constexpr (PAIRED) own[part] = left_operand(v[part]);
             }
 #pragma unroll
             for (int part = 0; part < 2; ++part)
@@ -243,6 +257,10 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
                     const float* const row = record[part * 8 + g] + from * 8 + 2 * t;
                     const Parts<2> b = right_operand(row[0], row[1]);
                     add_products<1>(&changes[part], given[from], &b);
+                    if constexpr (PAIRED) {
+                        const Parts<2> of_v = right_operand(row[OF_N], row[OF_N + 1]);
+                        add_products<1>(&changes[part], own[from], &of_v);
+                    }
                 }
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[i / 4][i % 4] = changes[i / 4][i % 4];
@@ -257,6 +275,10 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
             const float* const row = record[half * 8 + g] + OF_P + from * 8 + 2 * t;
             const Parts<2> b = right_operand(row[0], row[1]);
             add_products<1>(y, a, &b);
+            if constexpr (PAIRED) {
+                const Parts<2> of_v = right_operand(row[OF_O - OF_P], row[OF_O - OF_P + 1]);
+                add_products<1>(y, left_operand(v[from]), &of_v);
+            }
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -266,15 +288,16 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
                 finish(span.row + first + token, of, y[0][i], of_v, others[i]);
             }
         }
-        Parts<4> brought[2];
+        Parts<4> brought[2], brought_too[PAIRED ? 2 : 1];
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
             float of[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) of[i] = __fmul_rn(record[part * 8 + 2 * t + i % 2][OF_V], x[part][i]);
+            for (int i = 0; i < 4; ++i) of[i] = PAIRED ? x[part][i] : __fmul_rn(record[part * 8 + 2 * t + i % 2][OF_V], x[part][i]);
             brought[part] = left_operand(of);
+            if constexpr (PAIRED) brought_too[part] = left_operand(v[part]);
         }
-        const float decay = record[0][OF_CHUNK];
+        const float decay = record[0][OF_CHUNK];  // not used with PER_KEY
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
             const int key = first_key + block * 8;
@@ -288,6 +311,10 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
                 const float high = PER_KEY ? memory.u[token + 1][key + g] : k[token + 1][key + g];
                 const Parts<2> b = right_operand(low, high);
                 add_products<1>(&m[block], brought[part], &b);
+                if constexpr (PAIRED) {
+                    const Parts<2> too = right_operand(memory.also[token][key + g], memory.also[token + 1][key + g]);
+                    add_products<1>(&m[block], brought_too[part], &too);
+                }
             }
         }
         first = next, n = n_next;

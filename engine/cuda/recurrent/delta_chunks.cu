@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     delta_walk(const float* convolved, const float* chunked, float* state, const PromptSpan* spans, float* out, int heads,
                int key_heads, int grouped) {
     constexpr int SLICES = (HEAD + WALK_VALUES - 1) / WALK_VALUES;
-    __shared__ __align__(16) WalkMemory<HEAD, true, KIMI> memory;
+    __shared__ __align__(16) WalkMemory<HEAD, true, KIMI, false> memory;
     pdl_launch();
     const int head = blockIdx.x / SLICES, first = blockIdx.x % SLICES * WALK_VALUES;
     const int key_head = grouped ? head / (heads / key_heads) : head % key_heads;
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Rows q = {convolved + key_head * HEAD, channels}, k = {q.rows + keys, channels};
     const Rows v = {convolved + 2 * keys + head * HEAD, channels};
     const WalkInputs inputs = {q, k, {record + RECORD, record_row}, v, {record, record_row}, {record + RECORD + HEAD, record_row}};
-    walk_chunks<HEAD, HEAD, true, KIMI>(
+    walk_chunks<HEAD, HEAD, true, KIMI, false>(
         memory, inputs, span.n_past > 0 ? state + span.read * size + mine : nullptr, state + span.write * size + mine, span, first,
         [](i64, int) { return 0.0f; }, [&](i64 row, int value, float y, float, float) { out[(row * heads + head) * HEAD + value] = y; });
 }

@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     mamba_2_walk(const float* mixed, int mixed_row, const float* convolved, const float* d, const float* chunked, float* state,
                  const PromptSpan* spans, float* out, int heads, int groups) {
     constexpr int SLICES = (HEAD + WALK_VALUES - 1) / WALK_VALUES;
-    __shared__ __align__(16) WalkMemory<D_STATE, false, false> memory;
+    __shared__ __align__(16) WalkMemory<D_STATE, false, false, false> memory;
     pdl_launch();
     const int head = blockIdx.x / SLICES, first = blockIdx.x % SLICES * WALK_VALUES, group = head / (heads / groups);
     const int inner = heads * HEAD, channels = inner + 2 * groups * D_STATE;
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const i64 size = (i64)inner * D_STATE, mine = (i64)head * HEAD * D_STATE;
     const Rows b = {convolved + inner + group * D_STATE, channels}, c = {b.rows + groups * D_STATE, channels};
     const Rows x = {convolved + head * HEAD, channels}, record = {chunked + head * RECORD, (i64)heads * RECORD};
-    walk_chunks<D_STATE, HEAD, false, false>(
+    walk_chunks<D_STATE, HEAD, false, false, false>(
         memory, {c, b, b, x, record, record}, span.n_past > 0 ? state + span.read * size + mine : nullptr,
         state + span.write * size + mine, span, first,
         [&](i64 row, int channel) { return mixed[row * mixed_row + head * HEAD + channel]; },

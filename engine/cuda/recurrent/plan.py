@@ -15,8 +15,9 @@ Job = tuple[tuple[str, ...], dict[str, object]]
 CHUNK_ARCH = 80
 """Prompts go in chunks from this compute capability on: tensor cores that read TF32."""
 
-RECORD = 40
-"""Floats that chunks of prompts keep of a token and head; chunk_walk.cuh has the same number."""
+RECORD, PAIRED_RECORD = 40, 64
+"""Floats that chunks of prompts keep of a token and head, and where two vectors a token enter the memory;
+chunk_walk.cuh has the same numbers."""
 
 WALK_THREADS, WALK_VALUES = 128, 32
 """Of a block of a walk over chunks: threads, and the values or channels of a head."""

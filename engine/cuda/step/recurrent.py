@@ -60,10 +60,10 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
         parts.multiply_gate(out, mixed[:, 3 * kernels.shape.inner :])
     elif isinstance(mixer, DeviceRwkv6):
         assert isinstance(kernels, Rwkv6)
-        mix_time_6(mixer, kernels, mixed, (arrays[0], arrays[1]), out, moves)
+        mix_time_6(mixer, kernels, mixed, (arrays[0], arrays[1]), out, moves, chunked)
     elif isinstance(mixer, DeviceRwkv7):
         assert isinstance(kernels, Rwkv7)
-        mix_time_7(mixer, kernels, mixed, (arrays[0], arrays[1]), out, moves)
+        mix_time_7(mixer, kernels, mixed, (arrays[0], arrays[1]), out, moves, chunked)
     else:
         assert isinstance(kernels, Delta)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)

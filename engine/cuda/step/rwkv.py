@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 
 from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.launch_plan.parts.rwkv import row_width
 from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceRwkv6, DeviceRwkv7
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6, Rwkv6Inputs
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7, Rwkv7Inputs
@@ -23,9 +24,15 @@ States = tuple[DeviceArray, DeviceArray]
 
 
 def mix_time_6(
-    mixer: DeviceRwkv6, kernels: Rwkv6, x: DeviceArray, states: States, out: DeviceArray, moves: Moves
+    mixer: DeviceRwkv6,
+    kernels: Rwkv6,
+    x: DeviceArray,
+    states: States,
+    out: DeviceArray,
+    moves: Moves,
+    chunked: DeviceArray | None,
 ) -> None:
-    """out (T, D): time mixing of version 6 of normed inputs x (T, D), without the last product."""
+    """out (T, D): time mixing of version 6 of normed inputs x (T, D), without the last product; chunked: see Rwkv6."""
     row, product = _split(moves, len(x), mixer.plan.columns), moves.product
     inputs, mix, low = row["inputs"], row["mix"], row["low"]
     xw, xk, xv, xr, xg = every = _equal(inputs, len(mixer.mix_b))
@@ -43,11 +50,17 @@ def mix_time_6(
     squash(low, int(low.shape[1]))
     product(mixer.decay_b, low, row["w"])
     given = Rwkv6Inputs(row["r"], row["w"], row["k"], row["v"], row["gate"])
-    kernels(moves.rows, given, mixer.kept, states[1], out)
+    kernels(moves.rows, given, mixer.kept, states[1], out, chunked=chunked)
 
 
 def mix_time_7(
-    mixer: DeviceRwkv7, kernels: Rwkv7, x: DeviceArray, states: States, out: DeviceArray, moves: Moves
+    mixer: DeviceRwkv7,
+    kernels: Rwkv7,
+    x: DeviceArray,
+    states: States,
+    out: DeviceArray,
+    moves: Moves,
+    chunked: DeviceArray | None,
 ) -> None:
     """The same of version 7. The first layer's values are left in Activations.kept, where later layers read them."""
     plan, product = mixer.plan, moves.product
@@ -69,7 +82,7 @@ def mix_time_7(
     f, gate = None if mixer.first_value is None else row["f"], None if mixer.gate is None else row["gate"]
     given = Rwkv7Inputs(row["r"], row["w"], row["k"], row["v"], row["a"], f, gate, row["u"])
     first = columns_of(moves.buffers.kept, len(x), int(x.shape[1]))
-    kernels(moves.rows, given, mixer.kept, first, states[1], out)
+    kernels(moves.rows, given, mixer.kept, first, states[1], out, chunked=chunked)
 
 
 def mix_channels(mixer: DeviceChannelMix, x: DeviceArray, state: DeviceArray, out: DeviceArray, moves: Moves) -> None:
@@ -93,7 +106,7 @@ def mix_channels(mixer: DeviceChannelMix, x: DeviceArray, state: DeviceArray, ou
 
 def _split(moves: Moves, n: int, widths: dict[str, int]) -> dict[str, DeviceArray]:
     """Parts of Activations.between, which is taken as rows of all of them."""
-    return _split_row(columns_of(moves.buffers.between, n, sum(widths.values())), widths)
+    return _split_row(columns_of(moves.buffers.between, n, row_width(widths.values())), widths)
 
 
 def _split_row(x: DeviceArray, widths: dict[str, int]) -> dict[str, DeviceArray]:

@@ -97,7 +97,7 @@ def recurrent_shapes():
     from engine.cuda.recurrent.mamba_plan import MambaShape
     from engine.cuda.recurrent.ngrams.ngrams import NgramShape
     from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Shape
-    from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape
+    from engine.cuda.recurrent.rwkv.rwkv_7 import MAX_CHUNK_HEAD, Rwkv7Shape
 
     delta = [
         DeltaShape(*shape, 9000, grouped, key, key, -5.0 * key)
@@ -107,7 +107,7 @@ def recurrent_shapes():
     shapes = [ConvShape(*shape) for shape in CONVOLUTIONS], [MambaShape(*shape) for shape in MAMBA_SHAPES]
     heads = [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], [LightningShape(4, 96, 1600), LightningShape(3, 20, 240)]
     mixes = [Rwkv6Shape(*shape, 1, linear) for shape, linear in zip(TIME_MIX_SHAPES, (False, True, False), strict=True)]
-    mixes += [Rwkv7Shape(*shape) for shape in TIME_MIX_SHAPES]
+    mixes += [Rwkv7Shape(heads, min(head, MAX_CHUNK_HEAD), channels) for heads, head, channels in TIME_MIX_SHAPES]
     grams = [NgramShape(3, 8, 4, 8192, 2048), NgramShape(2, 1, 2, 40, 40)]
     return [shape for kind in (*shapes, *heads, delta, mixes, grams) for shape in kind]
 
@@ -255,6 +255,8 @@ def kernel_names(file, type):
         "delta_chunks.cu": "delta_chunks delta_walk",
         "rwkv_6.cu": "rwkv_6_decode rwkv_6_prompt rwkv_6_finish",
         "rwkv_7.cu": "rwkv_7_decode rwkv_7_prepare rwkv_7_prompt rwkv_7_finish",
+        "rwkv_6_chunks.cu": "rwkv_6_chunks rwkv_6_walk",
+        "rwkv_7_chunks.cu": "rwkv_7_chunks rwkv_7_walk",
         "token_shift.cu": "shift_decode shift_prompt shift_further",
         "ngrams.cu": "ngram_rows_decode ngram_rows_prompt ngram_gate ngram_conv_decode ngram_conv_prompt ngram_keep",
         "sampling.cu": "sample",
@@ -376,14 +378,20 @@ def test_constants_of_the_launchers_equal_the_kernels():
         check_statically(*rwkv_7.Rwkv7Shape(mixes.heads, mixes.head, False).build_jobs()[0], claims)
     check_statically(*token_shift.shift_job(), [f"TILE == {TILE}", f"THREADS == {token_shift.THREADS}"])
     threads, values = plan.WALK_THREADS, plan.WALK_VALUES
-    walk = [f"CHUNK == {CHUNK}", f"RECORD == {plan.RECORD}", f"WALK_THREADS == {threads}", f"WALK_VALUES == {values}"]
+    walk = [f"CHUNK == {CHUNK}", f"WALK_THREADS == {threads}", f"WALK_VALUES == {values}"]
+    walk += [f"RECORD == {plan.RECORD}", f"PAIRED_RECORD == {plan.PAIRED_RECORD}"]
     chunked = delta.DeltaShape(2, 2, 128, 4, 9000, True, True, True)
     check_statically(*chunked.build_jobs()[-1], [*walk, f"2 * CHUNKED == {chunked.chunk_width}"])
     grams = ngrams.NgramShape(3, 8, 4, 8192, 2048)
     claims = [f"TILE == {TILE}", f"ROWS == {grams.rows}", f"PAST == {grams.state_shapes[0][0]}"]
     check_statically(*grams.build_jobs()[0], claims)
     most = mamba_2.Mamba2Shape(2, 64, 1, mamba_2.MAX_CHUNK_STATES, 4)
-    check_statically(*most.build_jobs()[-1], [f"sizeof(WalkMemory<{most.d_state}, false, false>) <= 48 << 10"])
+    check_statically(*most.build_jobs()[-1], [f"sizeof(WalkMemory<{most.d_state}, false, false, false>) <= 48 << 10"])
+    mixed = rwkv_6.Rwkv6Shape(2, 128, False, 2, False), rwkv_7.Rwkv7Shape(2, rwkv_7.MAX_CHUNK_HEAD, False)
+    for each in mixed:
+        kind = "false, true, false" if isinstance(each, rwkv_6.Rwkv6Shape) else "true, true, true"
+        fits = f"sizeof(WalkMemory<{each.head}, {kind}>) <= 48 << 10"
+        check_statically(*each.build_jobs()[-1], [*walk, f"2 * CHUNKED == {each.chunk_width}", fits])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
     for activation in set(KernelActivation) - {KernelActivation.NONE}:
         in_products = activation <= KernelActivation.SWIGLU_CLAMPED

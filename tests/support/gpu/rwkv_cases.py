@@ -31,6 +31,10 @@ class TimeMixCase:
     def vector(self, *shape):
         return self.rng.normal(size=shape).astype(np.float32)
 
+    def room(self, memory, rows):
+        """What kernels of chunks leave for each other; None for token after token."""
+        return memory.up(np.full((rows, self.shape.chunk_width), np.nan, np.float32)) if self.chunks else None
+
     def parts(self, mixed):
         return [mixed[:, first:end] for first, end in zip(self.ends, self.ends[1:], strict=False)]
 
@@ -77,7 +81,8 @@ class Rwkv6Case(TimeMixCase):
 
     def mix(self, memory, rows, mixed, state, out):
         small = (None if one is None else memory.up(one) for one in (self.first, self.norm, self.bias))
-        Rwkv6(self.shape)(rows, Rwkv6Inputs(*self.parts(mixed)), Rwkv6Constants(*small, EPSILON), state, out)
+        inputs, constants = Rwkv6Inputs(*self.parts(mixed)), Rwkv6Constants(*small, EPSILON)
+        Rwkv6(self.shape)(rows, inputs, constants, state, out, chunked=self.room(memory, len(mixed)))
 
     def time_mix(self, mixed, memory):
         s = self.shape
@@ -107,7 +112,8 @@ class Rwkv7Case(TimeMixCase):
         small = (None if one is None else memory.up(one) for one in arrays)
         *given, f, gate, first, u = self.parts(mixed)
         inputs = Rwkv7Inputs(*given, f if self.takes else None, gate if self.has_norm else None, u)
-        Rwkv7(self.shape)(rows, inputs, Rwkv7Constants(*small, EPSILON), first, state, out)
+        constants = Rwkv7Constants(*small, EPSILON)
+        Rwkv7(self.shape)(rows, inputs, constants, first, state, out, chunked=self.room(memory, len(mixed)))
 
     @property
     def takes(self):

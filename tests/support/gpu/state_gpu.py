@@ -129,6 +129,12 @@ class StateGpu(FakeGpu):
         self._prompt(known, spans)
         self._prompt(states, spans)
 
+    def _run_rwkv_6_walk(self, grid, r, w, v, stride, chunked, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_rwkv_7_walk(self, grid, w, v, u, away, stride, chunked, states, spans, *rest):
+        self._prompt(states, spans)
+
     def _run_conv_prompt(self, grid, x, row, weight, bias, states, spans, *rest):
         self._prompt(states, spans)
 

@@ -6,18 +6,25 @@ what ssm_in leaves. Letters: D width, R rank of a low-rank product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Launch, Step
+from engine.cuda.recurrent.plan import CHUNK_ARCH, Job
 from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Shape
 from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape
 from engine.cuda.recurrent.rwkv.shape import TimeMixShape
 from engine.cuda.recurrent.rwkv.token_shift import shift_job
 from engine.model.config import ChannelMixConfig, Rwkv6Config, Rwkv7Config, TimeMixConfig
 from engine.model.weights import ChannelMixWeights, LowRank, Rwkv6Weights, Rwkv7Weights
+
+
+def row_width(columns: Iterable[int]) -> int:
+    """Floats of a row of parts side by side: rows begin at multiples of 16 bytes, as prompts in chunks copy them."""
+    return -(-sum(columns) // 4) * 4
+
 
 MIXED = 5
 """Inputs of version 6 that products of their own mix with those of the token before."""
@@ -47,10 +54,19 @@ class TimeMixPlan(RecurrentPlan):
 
     def widths(self) -> dict[str, int]:
         """See RecurrentPlan.widths."""
-        return super().widths() | {"between": sum(self.columns.values())}
+        return super().widths() | {"between": row_width(self.columns.values())}
 
     def _shifted(self, step: Step) -> Launch:
         return Launch("shift_prompt" if step.prompts else "shift_decode", shift_job())
+
+    def _walked(self, step: Step, jobs: list[Job], name: str) -> Iterator[Launch]:
+        """The kernels that read and write memories, with norms and gates."""
+        if not step.prompts:
+            yield Launch(f"{name}_decode", jobs[0])
+            return
+        kinds = ("chunks", "walk") if self.chunked else ("prompt",)
+        yield from (Launch(f"{name}_{kind}", jobs[1 if self.chunked else 0]) for kind in kinds)
+        yield Launch(f"{name}_finish", jobs[0])
 
 
 @dataclass(frozen=True)
@@ -105,9 +121,7 @@ class Rwkv6Plan(TimeMixPlan):
             yield from step.product(projection)
         yield Launch("squash", shift_job())
         yield from step.product(self.decay_b)
-        (job,) = self.time_mix.build_jobs()
-        kernels = ("rwkv_6_prompt", "rwkv_6_finish") if step.prompts else ("rwkv_6_decode",)
-        yield from (Launch(kernel, job) for kernel in kernels)
+        yield from self._walked(step, self.time_mix.build_jobs(), "rwkv_6")
 
 
 @dataclass(frozen=True)
@@ -177,9 +191,10 @@ class Rwkv7Plan(TimeMixPlan):
         yield Launch("squash", shift_job())
         for one in self.low_rank.values():
             yield from step.product(one.b)
-        (job,) = self.time_mix.build_jobs()
-        in_prompts = "rwkv_7_prepare", "rwkv_7_prompt", "rwkv_7_finish"
-        yield from (Launch(kernel, job) for kernel in (in_prompts if step.prompts else ("rwkv_7_decode",)))
+        jobs = self.time_mix.build_jobs()
+        if step.prompts:
+            yield Launch("rwkv_7_prepare", jobs[0])
+        yield from self._walked(step, jobs, "rwkv_7")
 
 
 @dataclass(frozen=True)
@@ -202,7 +217,7 @@ class ChannelMixPlan:
 
     def widths(self) -> dict[str, int]:
         """What it needs of the activations, by the fields of Widths; the normed input and a result are a mixer's."""
-        return {"ffn": self.key.width, "between": 3 * self.key.columns}
+        return {"ffn": self.key.width, "between": row_width([3 * self.key.columns])}
 
     def launches(self, step: Step) -> Iterator[Launch]:
         """In order, with the norm in front."""
@@ -232,12 +247,13 @@ def describe_time_mix(
     """The time mixing of one layer; what it adds to the stream is multiplied by factor."""
     shape, output = time_mix_shape(config), chooser.projection([weights.output], factor=factor)
     receptance, key, value = (chooser.projection([one]) for one in (weights.receptance, weights.key, weights.value))
+    chunked = shape.chunk_width if chooser.card.arch >= CHUNK_ARCH else 0
     if isinstance(weights, Rwkv6Weights):
         assert isinstance(shape, Rwkv6Shape)
         return Rwkv6Plan(
             inputs=None,
             output=output,
-            chunked=0,
+            chunked=chunked,
             receptance=receptance,
             key=key,
             value=value,
@@ -256,7 +272,7 @@ def describe_time_mix(
     return Rwkv7Plan(
         inputs=None,
         output=output,
-        chunked=0,
+        chunked=chunked,
         receptance=receptance,
         key=key,
         value=value,

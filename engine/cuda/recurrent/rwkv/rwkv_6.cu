@@ -6,7 +6,7 @@
 // `stride` floats from row to row. first (heads, HEAD), norm and bias (heads * HEAD); null with LINEAR. memory: rows of
 // (heads, HEAD values, HEAD keys). out (rows, heads * HEAD).
 // LANES lanes hold the keys of a value, KEYS each. Prompts are computed token after token by the same operations however
-// they are cut. Needs recurrent.cuh and rwkv_head.cuh.
+// they are cut. Needs recurrent.cuh, rwkv_head.cuh and rwkv_6.cuh.
 
 constexpr int LANES = 8;
 constexpr int KEYS = floats_of_a_lane(HEAD, LANES);
@@ -21,15 +21,6 @@ DEVICE void remember(float* m, const float* k, const float* w, const float* firs
         if (!LINEAR) read[i] = fmaf(first[i], pair, m[i]);
         m[i] = fmaf(w[i], m[i], pair);
         if (LINEAR) read[i] = m[i];
-    }
-}
-
-// What is given becomes r, k and w of the formulas.
-DEVICE void prepare(float& r, float& k, float& w) {
-    w = expf(-expf(w));
-    if (LINEAR) {
-        k = __fadd_rn(k, -__fmul_rn(k, w));
-        r = __fmul_rn(r, 1.0f / sqrtf((float)HEAD));
     }
 }
 

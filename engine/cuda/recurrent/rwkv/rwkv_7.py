@@ -11,20 +11,31 @@ from dataclasses import dataclass
 from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
-from engine.cuda.recurrent.plan import Job
-from engine.cuda.recurrent.rows import DecodeRows, Rows
-from engine.cuda.recurrent.rwkv.shape import DECODE_THREADS, THREADS, TimeMixShape
+from engine.cuda.recurrent.plan import PAIRED_RECORD, WALK_THREADS, Job
+from engine.cuda.recurrent.rows import DecodeRows, PromptRows, Rows
+from engine.cuda.recurrent.rwkv.shape import DECODE_THREADS, THREADS, TimeMixShape, check_chunks
 
 _FILES = ("recurrent.cuh", "rwkv_head.cuh", "rwkv_7.cu")
+_CHUNK_FILES = ("recurrent.cuh", "chunk_walk.cuh", "rwkv_7_chunks.cu")
+
+MAX_CHUNK_HEAD = 96
+"""Most columns of heads that prompts take in chunks: shared memory holds as many keys of a chunk."""
 
 
 @dataclass(frozen=True)
 class Rwkv7Shape(TimeMixShape):
     """See TimeMixShape."""
 
+    @property
+    def chunk_width(self) -> int:
+        """See StateShape.chunk_width."""
+        fits = self.head % 4 == 0 and self.head <= MAX_CHUNK_HEAD
+        return self.heads * (PAIRED_RECORD + 2 * self.head) if fits else 0
+
     def build_jobs(self) -> list[Job]:
-        """The one file."""
-        return [(_FILES, {"HEAD": self.head})]
+        """Everything, and chunks where heads fit."""
+        defines: dict[str, object] = {"HEAD": self.head}
+        return [(files, defines) for files in (_FILES, _CHUNK_FILES)[: 2 if self.chunk_width else 1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +75,7 @@ class Rwkv7:
 
     def __init__(self, shape: Rwkv7Shape) -> None:
         self.shape = shape
-        ((files, defines),) = shape.build_jobs()
+        files, defines = shape.build_jobs()[0]
         module = build(files, defines=defines)
         names = "rwkv_7_decode", "rwkv_7_prepare", "rwkv_7_prompt", "rwkv_7_finish"
         self._decode, self._prepare, self._prompt, self._finish = (module.get(name) for name in names)
@@ -78,9 +89,10 @@ class Rwkv7:
         memory: DeviceArray,
         out: DeviceArray,
         *,
+        chunked: DeviceArray | None = None,
         stream: Stream | None = None,
     ) -> None:
-        """out (T, H * S): what rwkv_7.cu says. One launch in decode steps, three in prompts.
+        """out (T, H * S): what rwkv_7.cu says. One launch in decode steps, three in prompts, four in chunks.
 
         Rows that the step does not name stay as they are, but for inputs, norms and gates of prompts.
 
@@ -91,6 +103,8 @@ class Rwkv7:
             first: (T, H * S), contiguous rows: the first layer's values, written where inputs.f is None.
             memory: (Z, H, S, S), contiguous, values outermost.
             out: (T, H * S), contiguous, apart from the inputs.
+            chunked: (T, shape.chunk_width), contiguous, overwritten: prompts go in chunks, on compute capability 8.0 or
+                newer. None: token after token.
             stream: the current stream when left out.
 
         Decode kernels read memories before their wait; see Convolution.
@@ -114,7 +128,29 @@ class Rwkv7:
             assert len(first) >= n
             made = w, k, v, a, f, u, stride, *kept, constants.k_k, constants.k_a, n, shape.heads
             launch(self._prepare, blocks, THREADS, made, stream=stream)
-            walk = r, w, k, v, u, a, stride, memory, rows.spans, out, shape.heads
-            launch(self._prompt, (shape.prompt_blocks, len(rows.spans)), THREADS, walk, stream=stream)
+            if chunked is None:
+                walk = r, w, k, v, u, a, stride, memory, rows.spans, out, shape.heads
+                launch(self._prompt, (shape.prompt_blocks, len(rows.spans)), THREADS, walk, stream=stream)
+            else:
+                self._in_chunks(rows, inputs, memory, out, chunked, stream)
             last = out, r, k, v, gate, stride, constants.r_k, *norm, n, shape.heads
             launch(self._finish, blocks, THREADS, last, stream=stream)
+
+    def _in_chunks(
+        self,
+        rows: PromptRows,
+        inputs: Rwkv7Inputs,
+        memory: DeviceArray,
+        out: DeviceArray,
+        chunked: DeviceArray,
+        stream: Stream | None,
+    ) -> None:
+        shape, stride = self.shape, inputs.r.strides[0] // 4
+        r, w, k, v, u, away = inputs.r, inputs.w, inputs.k, inputs.v, inputs.u, inputs.a
+        check_chunks(shape, chunked, r, w, k, v, u, away)
+        files, defines = shape.build_jobs()[1]
+        module = build(files, defines=defines)
+        args = r, w, k, u, away, stride, rows.spans, rows.chunks, chunked, shape.heads
+        launch(module.get("rwkv_7_chunks"), (shape.heads, len(rows.chunks)), WALK_THREADS, args, stream=stream)
+        walk = w, v, u, away, stride, chunked, memory, rows.spans, out, shape.heads
+        launch(module.get("rwkv_7_walk"), (shape.walk_blocks, len(rows.spans)), WALK_THREADS, walk, stream=stream)

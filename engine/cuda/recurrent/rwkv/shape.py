@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cuda.recurrent.plan import StateShape
+from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.recurrent.plan import WALK_VALUES, StateShape
 
 DECODE_THREADS, THREADS = 512, 128
 """Of a block in decode steps, and of the kernels of prompts."""
@@ -43,6 +44,11 @@ class TimeMixShape(StateShape):
         return self.heads * -(-self.head // VALUES)
 
     @property
+    def walk_blocks(self) -> int:
+        """Blocks of a span in prompts that go in chunks."""
+        return self.heads * -(-self.head // WALK_VALUES)
+
+    @property
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The last input, the memories (H, S values, S keys) and, with channel mixing, its last input."""
         states = (self.inner,), (self.heads, self.head, self.head)
@@ -51,3 +57,9 @@ class TimeMixShape(StateShape):
     def finish_blocks(self, rows: int) -> int:
         """Blocks that have a warp for every head of so many rows."""
         return -(-rows * self.heads // (THREADS // 32))
+
+
+def check_chunks(shape: TimeMixShape, chunked: DeviceArray, *inputs: DeviceArray) -> None:
+    """What kernels of chunks need: room for all tokens, and rows of inputs that are copied by 16 bytes."""
+    assert shape.chunk_width and chunked.shape[1] == shape.chunk_width and chunked.flags.c_contiguous, chunked.shape
+    assert all(array.strides[0] % 16 == 0 for array in inputs)
