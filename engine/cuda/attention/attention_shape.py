@@ -42,6 +42,8 @@ class AttentionShape:
         values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
             tensor cores.
         unmarked: keys carry no such mark, and may be their values: kernels that read single positions alone read them.
+        crowded: of a runner of many: ranges of positions are longer where the cache is of bytes. On an H200 256
+            sequences of 1500 then take 279 us instead of 303, and one of 1024 takes 10.7 instead of 6.9.
         gate: floats of a row behind queries, keys and values, which the kernels do not read; a multiple of ALIGNED.
     """
 
@@ -58,6 +60,7 @@ class AttentionShape:
     distances: int = 0
     both_ways: bool = False
     unmarked: bool = False
+    crowded: bool = False
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"

@@ -32,6 +32,9 @@ from engine.model.config import ChannelMixConfig, FfnConfig, MoeConfig
 from engine.model.loader import LoadedModel
 from engine.model.weights import LayerWeights
 
+CROWD = 64
+"""Slots of a runner beyond which long sequences of it are expected to run side by side."""
+
 
 def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> LaunchPlan:
     """The plan of a loaded file; needs no GPU.
@@ -152,7 +155,10 @@ def _mixer(
     if attended is not None:
         owner = layer.index if attended.cache_layer is None else attended.cache_layer
         parts = attended, layer.attention, chooser
-        attention = describe_attention(*parts, kv_type=settings.kv_type, factor=factor, kept_at=kept.get(owner))
+        crowded = settings.kv_type is KvType.Q8_0 and settings.max_sequences > CROWD
+        attention = describe_attention(
+            *parts, kv_type=settings.kv_type, crowded=crowded, factor=factor, kept_at=kept.get(owner)
+        )
     if (moved := layer.config.recurrent_part) is not None:
         assert layer.recurrent is not None
         recurrent = describe_recurrent(moved, layer.recurrent, chooser, factor=factor)

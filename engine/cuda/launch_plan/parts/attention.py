@@ -285,7 +285,7 @@ class AttentionPlan:
         return attention_plan.build_jobs(self.shape, *card)
 
 
-def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
+def attention_shape(config: AttentionConfig, kv_type: KvType, *, crowded: bool = False) -> AttentionShape:
     """The kernel shape of one layer's attention."""
     rope = None if rotates_apart(config) else config.rope
     return AttentionShape(
@@ -302,6 +302,7 @@ def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
         gate=-(-_gates(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
         distances=FARTHEST if config.relative_buckets else 0,
         both_ways=not config.causal,
+        crowded=crowded,
     )
 
 
@@ -356,15 +357,19 @@ def describe_attention(
     chooser: Chooser,
     *,
     kv_type: KvType,
+    crowded: bool,
     factor: float,
     kept_at: int | None = None,
 ) -> AttentionPlan:
-    """Attention of one layer; what it adds to the stream is multiplied by factor. kept_at: see AttentionPlan."""
+    """Attention of one layer; what it adds to the stream is multiplied by factor.
+
+    kept_at: see AttentionPlan. crowded: see AttentionShape.
+    """
     latent = None
     if weights.latent is not None:
         latent = _describe_latent(config, weights, weights.latent, chooser)
     folded = kept_at is None and folds_heads(config, weights)  # what is kept is normalized
-    shape, indexer = attention_shape(config, kv_type), None
+    shape, indexer = attention_shape(config, kv_type, crowded=crowded), None
     if config.indexer is not None:
         indexer = describe_indexer(config.indexer, weights.indexer, shape, chooser, kv_type)
     return AttentionPlan(
