@@ -8,6 +8,7 @@ from functools import cache, partial
 import pytest
 
 from engine.config import STATE_BORDER, KvType, step_sizes
+from engine.cuda.attention.attention_plan import decode_plan
 from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.launch_plan.describe import describe
 from engine.cuda.launch_plan.families import Family, Phase, Split
@@ -34,6 +35,7 @@ from tests.support.gpu.fake_runner import (
     sparse_model,
 )
 from tests.support.gpu.helpers import decode_logits, generate, mixed_model, shared_expert_model, typed_model
+from tests.support.models.embedding_models import bert_like
 from tests.support.models.feature_models import CASES, LATENT_CASES, latent
 from tests.support.models.hybrid_models import FAMILIES, tiny_hybrid
 from tests.support.models.recurrent_models import tiny_mamba
@@ -204,6 +206,16 @@ def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic
 def test_other_caches_are_planned(models, monkeypatch, kv_type, names):
     for name in names:
         check_runner(monkeypatch, models[name], 90, kv_type=kv_type)
+
+
+def test_a_cache_of_bytes_is_laid_out_for_its_runner(models, tmp_path):
+    """Longer ranges where many sequences run; float16 where nothing stays cached."""
+    for slots, crowded in ((64, False), (65, True)):
+        (plan,) = plans(models["8b"], [(90, 132)], kv_type=KvType.Q8_0, max_sequences=slots)
+        assert {shape.crowded for shape in plan.attention_shapes} == {crowded}
+        assert {decode_plan(shape, 90, 132).min_chunk for shape in plan.attention_shapes} == {512 if crowded else 256}
+    (plan,) = plans(bert_like("bert", positions=True).write(tmp_path), [(90, 132)], kv_type=KvType.Q8_0)
+    assert {shape.kv_type for shape in plan.attention_shapes} == {KvType.F16}
 
 
 @pytest.mark.parametrize("arch", [90, 86])
