@@ -254,7 +254,7 @@ DEVICE void publish_maxima(Block& k, const float* source, const float* preloaded
             if (id < k.hi) take(id, preloaded[j]);
         }
     }
-    for_each<8>(k, source, take, preloaded ? PRELOADED * THREADS : 0);
+    for_each<32>(k, source, take, preloaded ? PRELOADED * THREADS : 0);
     u64 key = best ? key_of(best, best_id) : 0;
     if (groups > WARPS) {  // parts of a warp
         const int lanes = THREADS / groups;
@@ -307,7 +307,7 @@ DEVICE u64 read_maxima(Block& k, const u64* table, int groups, int wanted, u64* 
 
 // Appends the keys that reach bound to the list, counting all of them.
 DEVICE void gather(Block& k, const float* source, u64 bound, u64* list, u32* count) {
-    for_each<8>(k, source, [&](int id, float v) {
+    for_each<16>(k, source, [&](int id, float v) {
         const u64 key = key_of(order_of(v), id);
         if (key >= bound) {
             const u32 at = atomicAdd(count, 1u);
