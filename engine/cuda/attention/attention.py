@@ -35,6 +35,7 @@ from engine.cuda.attention.attention_shape import AttentionShape, KernelRopeStyl
 from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
+from engine.cuda.matrix.decode_gemm_plan import groups_of_eight
 
 __all__ = [
     "MAX_SPLITS",
@@ -133,6 +134,7 @@ class Attention:
         out: DeviceArray,
         *,
         early: bool = True,
+        operand: DeviceArray | None = None,
         stream: Stream | None = None,
     ) -> None:
         """One new token for each of B sequences: QK-norm, RoPE, cache append, attention. Row b is sequence b.
@@ -146,6 +148,9 @@ class Attention:
         Started early (programmatic dependent launch): positions, block_table and cache rows before positions[b] are
         read before the wait, so the first kernel of a step must call pdl_wait() before pdl_launch(). Not `early` where
         earlier kernels of the step write cache rows that it reads, as rope_append() does for rows of one sequence.
+
+        operand: uint8, where out is left as the operand of a product of decode_gemm.py for B sequences as well; where
+        plan.leaves_operand, and more than plan.few_rows sequences.
         """
         shape, n = self.shape, int(positions.size)
         assert n <= self.max_sequences, f"{n} sequences, scratch memory for {self.max_sequences}"
@@ -154,6 +159,7 @@ class Attention:
         columns = shape.kv_heads * shape.head_tiles
         ranges = n * self.plan.n_splits  # at most
         one_each = self.plan.one_range_each(n, self.max_sequences)
+        assert operand is None or (self.plan.leaves_operand and not one_each), "a kernel that leaves no operand"
         launch(
             self._decode[one_each],
             (columns, self.plan.n_splits, n) if one_each else (columns, min(self.plan.blocks, ranges)),
@@ -183,6 +189,8 @@ class Attention:
                 self._partial_max_sum,
                 self._counters,
                 out,
+                operand,
+                0 if operand is None else groups_of_eight(n),
                 *self._slopes(layer),
             ),
             shared=self.plan.shared_bytes,

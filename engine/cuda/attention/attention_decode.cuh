@@ -9,16 +9,18 @@
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
-// counters int32 [B][columns], zero before and after; out float32 [B][HEADS*VALUE_DIM].
+// counters int32 [B][columns], zero before and after; out float32 [B][HEADS*VALUE_DIM]. With LEAVES_OPERAND, and unless
+// operand is null, the rows also go there as decode_gemm.cu reads them, for operand_groups groups of 8 rows; the heads of a
+// block are then whole operands of 256 columns.
 // The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh,
-// cached_rows.cuh, attention_ranges.cuh.
+// cached_rows.cuh, attention_ranges.cuh; with LEAVES_OPERAND decode_gemm_convert.cuh.
 
 #define DECODE_PARAMETERS                                                                              \
     const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,       \
     const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,       \
     int temperature_length, int temperature_offset, const float* q_norm, const float* k_norm,          \
     float eps, float scale, float softcap, int window, const float* sinks, int slots, float* partial,  \
-    float2* partial_max_sum, int* counters, float* out SLOPES
+    float2* partial_max_sum, int* counters, float* out, u8* operand, int operand_groups SLOPES
 
 #define THREADS (DECODE_WARPS * WARP)
 // Blocks a multiprocessor holds at once: two where the registers allow it, so that one's loads hide the other's merge.
@@ -45,6 +47,9 @@ struct Shared {
     float row_top[HEAD_TILE], row_sum[HEAD_TILE];  // of the row's ranges so far, where this block has them all
     float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
     float row_factor[HEAD_TILE];                   // of its sums in the end
+#if LEAVES_OPERAND
+    __align__(16) float done[MOST_HEADS * VALUE_DIM];  // the row's result, to become an operand
+#endif
     int last;
     bool spoils;  // the new token's value is not finite
     mark_t mark;  // of its key
@@ -258,12 +263,28 @@ DEVICE float add_range(float sum, float2 factors, float v) {
     return fmaf(sum, factors.x, __fmul_rn(v, factors.y));
 }
 
+#if LEAVES_OPERAND
+// sh.done as operands, a warp for each of 256 columns.
+DEVICE void leave_operand(const Shared& sh, int row, u8* operand, int groups) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    constexpr int OPERANDS = MOST_HEADS * VALUE_DIM / 256;
+    __syncthreads();
+    for (int i = warp; i < OPERANDS; i += DECODE_WARPS) {
+        const float4* const from = (const float4*)(sh.done + i * 256) + lane;
+        const float4 v[2] = {from[0], from[WARP]};
+        convert(v, v, false, row, groups, lane,
+                operand + (i64)(head0_of_block() * VALUE_DIM / 256 + i) * operand_bytes(groups));
+    }
+}
+#endif
+
 // store(head0, merge) puts this warp's value sums of heads head0 .. head0 + MERGE_HEADS - 1, times the warp's factor,
 // into merge [DECODE_WARPS][MERGE_HEADS][MERGE_STRIDE]. A row that is whole here goes on in `sums` and is written when
 // its last range is in; a range of another row leaves its partial.
 template <class Store>
 DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)[MERGE_PASSES][OWN], float* merge,
-                         int slots, float* partial, float2* partial_max_sum, float* out, Store store) {
+                         int slots, float* partial, float2* partial_max_sum, float* out, u8* operand, int groups,
+                         Store store) {
     const bool newest = task.split == task.n_used - 1;
     const int n_heads = heads_of_block();
     float* row = out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM;
@@ -283,7 +304,13 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
             for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
             if (whole) {
                 sums[pass][k] = add_range(task.split == 0 ? 0.0f : sums[pass][k], sh.factors[h], sum);
-                if (newest) row[h * VALUE_DIM + d] = sums[pass][k] * sh.row_factor[h];
+                if (newest) {
+                    const float value = sums[pass][k] * sh.row_factor[h];
+                    row[h * VALUE_DIM + d] = value;
+#if LEAVES_OPERAND
+                    sh.done[h * VALUE_DIM + d] = value;
+#endif
+                }
             } else {
                 partial[(slot + h) * VALUE_DIM + d] = sum;
             }
@@ -291,6 +318,9 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
     }
     if (!whole && threadIdx.x < n_heads)
         partial_max_sum[slot + threadIdx.x] = make_float2(sh.range_top[threadIdx.x], sh.range_sum[threadIdx.x]);
+#if LEAVES_OPERAND
+    if (whole && newest && operand) leave_operand(sh, task.row, operand, groups);
+#endif
 }
 
 #define AT_ONCE 16
@@ -347,12 +377,16 @@ DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const fl
                 if (first + k < task.n_used) sum = add_range(sum, factors[(first + k) * MOST_HEADS + h], v[k]);
         }
         *(sums_t*)(row + i) = times(sum, sh.range_sum[h]);
+#if LEAVES_OPERAND
+        *(sums_t*)(sh.done + i) = times(sum, sh.range_sum[h]);
+#endif
     }
 }
 
 // After this block's last range of a row that others share: the block that completes the row adds it up.
 DEVICE void finish_row(Shared& sh, const Task& task, int n_ranges, float* merge, const float* sinks, int slots,
-                       const float* partial, const float2* partial_max_sum, int* counters, float* out) {
+                       const float* partial, const float2* partial_max_sum, int* counters, float* out, u8* operand,
+                       int groups) {
     int* counter = counters + (i64)task.row * gridDim.x + blockIdx.x;
     __syncthreads();
     if (threadIdx.x == 0) sh.last = count_up(counter, n_ranges) == task.n_used - n_ranges;
@@ -361,4 +395,7 @@ DEVICE void finish_row(Shared& sh, const Task& task, int n_ranges, float* merge,
     if (threadIdx.x == 0) *counter = 0;
     merge_ranges(sh, task, (float2*)merge, partial, partial_max_sum, sinks, slots,
                  out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM);
+#if LEAVES_OPERAND
+    if (operand) leave_operand(sh, task.row, operand, groups);
+#endif
 }

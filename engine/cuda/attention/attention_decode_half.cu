@@ -244,9 +244,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right_f, o[i][3] * right_f);
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, operand, operand_groups,
+                     store);
         if (!share.whole && row_ends)
-            finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
+            finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out, operand,
+                       operand_groups);
 #if ONE_RANGE
         break;
 #else

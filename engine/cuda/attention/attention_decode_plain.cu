@@ -119,10 +119,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 }
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, operand, operand_groups,
+                     store);
         const bool row_ends = left == 1 || task.split + 1 == task.n_used;
         if (!share.whole && row_ends)
-            finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
+            finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out, operand,
+                       operand_groups);
         if (ONE_RANGE || --left == 0) break;
         new_row = row_ends;
         advance(task, peek, positions, rows, cuts);

@@ -18,6 +18,7 @@ _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 COMMON_FILES = ("cache_numbers.cuh", "attention_common.cuh", "cached_rows.cuh")
 """What every attention kernel is joined behind."""
 _BYTE_FILES = ("half_pairs.cuh", "bytes_as_halves.cuh")
+_OPERAND_COLUMNS = 256  # of an operand of decode_gemm.cu
 _ROPE_FILES = (*COMMON_FILES, "rope_append.cu")
 
 
@@ -38,6 +39,7 @@ class DecodePlan:
             holds at once.
         few_rows: up to this many sequences every range has a block of its own, which starts sooner; on an H200 that is
             0.5 to 1 us of 4 to 6 for one sequence, and a loss of 20 % for 16 sequences of 1024.
+        leaves_operand: with runs of ranges a block can leave its heads as operands of 256 columns (decode_gemm.py).
     """
 
     n_splits: int
@@ -47,6 +49,7 @@ class DecodePlan:
     shared_bytes: int
     blocks: int
     few_rows: int = 4
+    leaves_operand: bool = False
 
     def one_range_each(self, n: int, max_sequences: int) -> bool:
         """Whether every range of n sequences has a block of its own, in a runner with so many slots."""
@@ -69,6 +72,9 @@ def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps
     few_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
     n_splits = min(MAX_SPLITS, 2 * few_splits)
     active = shape.active_heads
+    whole = shape.head_tiles == 1 and active * shape.value_dim % _OPERAND_COLUMNS == 0
+    plain = shape.tensor_cores and not shape.bytes_cached and shape.value_dim <= 128
+    leaves = arch == 90 and whole and plain
 
     def dynamic(n_warps: int) -> int:
         merge = max(n_warps * _MERGE_HEADS * (shape.value_dim + 2) * 4, MAX_SPLITS * active * 8)
@@ -76,6 +82,7 @@ def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps
 
     def static(n_warps: int) -> int:
         token = (2 * active + 5) * shape.key_dim + 2 * shape.value_dim + 36 * n_warps + 92
+        token += active * shape.value_dim if leaves else 0
         operands = 32 * shape.key_dim if shape.tensor_cores else 128 * n_warps * shape.head_tile
         return 4 * token + operands
 
@@ -83,7 +90,7 @@ def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps
     chosen = next((n for n in options if dynamic(n) + static(n) <= shared_limit(arch) - 1024), options[-1])
     resident = 2 if shape.key_dim + shape.value_dim <= 256 else 1
     blocks = max(1, resident * multiprocessors // columns)
-    return DecodePlan(n_splits, few_splits, min_chunk, chosen, dynamic(chosen), blocks)
+    return DecodePlan(n_splits, few_splits, min_chunk, chosen, dynamic(chosen), blocks, leaves_operand=leaves)
 
 
 @dataclass(frozen=True)
@@ -165,17 +172,21 @@ def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPla
     if shape.both_ways:
         return of_prompts
     return [
-        *((_decode_files(shape), _decode_defines(shape, decode) | {"ONE_RANGE": one}) for one in (0, 1)),
+        _decode_job(shape, decode, one_range=False),
+        _decode_job(shape, decode, one_range=True),
         *of_prompts,
     ]
 
 
-def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
-    files = (*COMMON_FILES, "attention_ranges.cuh", "attention_decode.cuh")
+def _decode_job(shape: AttentionShape, plan: DecodePlan, *, one_range: bool) -> Job:
+    leaves = plan.leaves_operand and not one_range
+    defines = _decode_defines(shape, plan) | {"ONE_RANGE": int(one_range)} | ({"LEAVES_OPERAND": 1} if leaves else {})
+    files = (*COMMON_FILES, "attention_ranges.cuh", *(("decode_gemm_convert.cuh",) if leaves else ()))
+    files = (*files, "attention_decode.cuh")
     if not shape.tensor_cores:
-        return (*files, "attention_decode_plain.cu")
+        return (*files, "attention_decode_plain.cu"), defines
     tiles = (*_BYTE_FILES, "decode_tiles_q8.cuh") if shape.bytes_cached else ("decode_tiles_half.cuh",)
-    return (*files, *tiles, "attention_decode_half.cu")
+    return (*files, *tiles, "attention_decode_half.cu"), defines
 
 
 def _prefill_files(shape: AttentionShape, plan: PrefillPlan) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from engine.cuda.recurrent.rows import DecodeRows
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.step.bricks.mixture import MoeInputs
 from engine.cuda.step.decode_products import DecodeProducts
-from engine.cuda.step.folding import Shared, columns_of, folded
+from engine.cuda.step.folding import Hidden, Left, Shared, columns_of, folded
 from engine.cuda.step.indexer import Indexers, choose
 from engine.cuda.step.moves import Moves
 from engine.cuda.step.ops import CudaOps
@@ -89,7 +89,7 @@ class DecodeOps(CudaOps):
         """Norm and projections; what is left of the brick is fused into attention()."""
         return self._qkv(layer, x, self._positions)
 
-    def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
+    def attention(self, layer: DeviceLayer, q: DeviceArray) -> Hidden:
         """q/k norm, RoPE, cache append and attention. Of known rows, all are in the cache before any attends.
 
         Rows whose indexer leaves positions out go another way than the others. Which those are is found on the device,
@@ -113,8 +113,9 @@ class DecodeOps(CudaOps):
             sequence = self._rows.sequence[: self.n_rows]
             kernels.rope_append(mixer.constants, q, *caches, self._table, sequence, positions, queries=False)
         if indexer is None or rows is None:
-            kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=not known)
-            return out
+            operand = self.buffers.batch_operand if mixer.plan.leaves_operand and self.step.hands_over else None
+            kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=not known, operand=operand)
+            return out if operand is None else Left(out)
         choosing, whole = choice.choosing[: self.n_rows], choice.whole[: self.n_rows]
         kernels.rope_append(mixer.constants, q, *caches, self._table, rows.sequence, choosing)
         kernels.decode(mixer.constants, q, *caches, self._table, whole, out, early=False)

@@ -15,7 +15,7 @@ from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import Hidden, columns_of, folded, rows_of
+from engine.cuda.step.folding import Hidden, Left, columns_of, folded, rows_of
 
 
 class DecodeProducts:
@@ -54,7 +54,10 @@ class DecodeProducts:
                 gemm = self._gemms.plain
                 gemm(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha, step=True)
             else:
-                self._launch(part, rows_of(x), target, KernelActivation.NONE, norm, add=add, ready=ready, then=then)
+                left = self._buffers.stream_operand if ready else None
+                if isinstance(x, Left):
+                    left = self._buffers.batch_operand
+                self._launch(part, rows_of(x), target, KernelActivation.NONE, norm, add=add, left=left, then=then)
 
     def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
         """See Products.gated; an Operand where the down projection takes one, in the memory of `gate`."""
@@ -65,7 +68,8 @@ class DecodeProducts:
             room = self._hidden_room(ffn.plan.width) if ffn.plan.chains(self._n, Phase.DECODE) else h
             gemm = self._gemms.gated[ffn.plan.activation]
             return gemm.gated(ffn.paired.group, self._operand(x, norm), room, step=True) or h
-        self._launch(ffn.paired, x, h, ffn.plan.activation, norm, add=False, ready=ready, then=None)
+        left = self._buffers.stream_operand if ready else None
+        self._launch(ffn.paired, x, h, ffn.plan.activation, norm, add=False, left=left, then=None)
         return h
 
     def _operand(self, x: DeviceArray, norm: DeviceNorm | None) -> Operand:
@@ -87,21 +91,22 @@ class DecodeProducts:
         norm: DeviceNorm | None,
         *,
         add: bool,
-        ready: bool,
+        left: DeviceArray | None,
         then: DeviceNorm | None,
     ) -> None:
+        """left: where an earlier launch has left the operand, if one has."""
         weight, eps = folded(norm)
         if part.plan.family_for(self._n) is Family.MATVEC:
             assert part.matvec is not None
             part.matvec(x, out, norm=weight, eps=eps, bias=part.bias, activation=activation, add=add, alpha=part.alpha)
             return
         if part.plan.family_for(self._n) is Family.FLOAT_GEMM:
-            assert not ready and then is None
+            assert left is None and then is None
             multiply(part.group, x, out, norm=weight, eps=eps, bias=part.bias, alpha=part.alpha, add=add)
             return
         assert part.decode_gemm is not None
         buffers = self._buffers
-        operand = buffers.stream_operand if ready else buffers.batch_operand
+        operand = buffers.batch_operand if left is None else left
         assert operand is not None
         part.decode_gemm(
             x,
@@ -113,6 +118,6 @@ class DecodeProducts:
             activation=activation,
             add=add,
             alpha=part.alpha,
-            ready=ready,
+            ready=left is not None,
             emitted=None if then is None else (then.weight, buffers.stream_operand),
         )

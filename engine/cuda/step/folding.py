@@ -8,8 +8,15 @@ from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.matrix.gemm import Operand
 from engine.cuda.rows.parts import DeviceNorm
 
-Hidden = DeviceArray | Operand
-"""Hidden vectors (T, F): float32, or as the down projection's kernel reads them."""
+
+class Left(NamedTuple):
+    """Rows whose operand of DECODE_GEMM is in Activations.batch_operand already."""
+
+    x: DeviceArray
+
+
+Hidden = DeviceArray | Operand | Left
+"""Hidden vectors (T, F), or what attention gives: float32, or as the kernel of the next product reads them."""
 
 
 class Read(NamedTuple):
@@ -37,4 +44,4 @@ def columns_of(buffer: DeviceArray, n: int, width: int) -> DeviceArray:
 def rows_of(x: Hidden) -> DeviceArray:
     """x, which is no operand yet: products of one projection read the same form of their input."""
     assert not isinstance(x, Operand)
-    return x
+    return x.x if isinstance(x, Left) else x

@@ -21,7 +21,7 @@ from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
 from engine.cuda.step.bricks.mixture import MixtureBricks
 from engine.cuda.step.bricks.streams import StreamBricks
 from engine.cuda.step.compressed import attend_blocks, block_inputs, block_values
-from engine.cuda.step.folding import Hidden, Read, columns_of
+from engine.cuda.step.folding import Hidden, Read, columns_of, rows_of
 from engine.cuda.step.indexer import Indexers, index_inputs
 from engine.cuda.step.latent import latent_qkv, latent_values, low_rank_queries
 from engine.cuda.step.moves import Moves
@@ -220,26 +220,26 @@ class CudaOps(MixtureBricks, StreamBricks):
         width, first = mixer.shape.row_width, mixer.shape.row_width - mixer.shape.gate
         return columns_of(self.buffers.qkv, self.n_rows, width)[:, first : first + gates]
 
-    def attn_output(self, layer: DeviceLayer, a: DeviceArray, x: DeviceArray) -> DeviceArray:
+    def attn_output(self, layer: DeviceLayer, a: Hidden, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_output; in a parallel layer only what attention adds to x, which ffn reads again.
 
         Gates are read where attn_qkv has left them.
         """
         if layer.compressed is not None:
-            a = block_values(layer.compressed, self._product, a, self.buffers, self._positions)
+            a = block_values(layer.compressed, self._product, rows_of(a), self.buffers, self._positions)
             return self._mixed(layer, layer.compressed.output, a, x)
         mixer = layer.attention
         if mixer.latent is not None:
-            a = latent_values(mixer.latent, self._product, a, self.buffers, self.step)
+            a = latent_values(mixer.latent, self._product, rows_of(a), self.buffers, self.step)
         if mixer.plan.gates:
-            parts.multiply_gate(a, self._gates(mixer), softplus=mixer.softplus)
+            parts.multiply_gate(rows_of(a), self._gates(mixer), softplus=mixer.softplus)
         if mixer.sub_norm is not None:
-            parts.normalize(a, a, mixer.sub_norm)
+            parts.normalize(rows_of(a), rows_of(a), mixer.sub_norm)
         last = layer.recurrent_part is None
         return self._mixed(layer, mixer.output, a, x, last=last)
 
     def _mixed(
-        self, layer: DeviceLayer, output: DeviceProjection, a: DeviceArray, x: DeviceArray, *, last: bool = True
+        self, layer: DeviceLayer, output: DeviceProjection, a: Hidden, x: DeviceArray, *, last: bool = True
     ) -> DeviceArray:
         """The last product of a mixer, added to x, or beside it in a parallel layer. last: nothing more is mixed in."""
         if not layer.parallel:

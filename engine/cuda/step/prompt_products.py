@@ -60,7 +60,7 @@ class PromptProducts:
     ) -> None:
         """See Products.product; x may also be what gated() returned. Prompts leave no operands."""
         assert not ready and then is None
-        operand: Hidden | None = x if isinstance(x, Operand) else None
+        operand: DeviceArray | Operand | None = x if isinstance(x, Operand) else None
         for part in projection.parts:
             column = part.plan.column
             target = out[:, column : column + part.group.width]
@@ -79,7 +79,7 @@ class PromptProducts:
         self,
         part: DeviceProduct,
         x: DeviceArray,
-        left: Hidden | None,
+        left: DeviceArray | Operand | None,
         out: DeviceArray,
         norm: DeviceNorm | None,
         *,

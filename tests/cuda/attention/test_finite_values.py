@@ -74,7 +74,7 @@ extern "C" void {name}_{i}(int x, int y, int z, int threads, const float* qkv, u
     launch_blocks(Dimensions{{x, y, z}}, threads, [&] {{
         attention_decode(qkv, (cache_t*)k, (cache_t*)v, table, max_pages, positions, 1, inv_freq, 1.0f, 0.0f, 1, 0,
                          nullptr, nullptr, 0.0f, scale, 0.0f, window, sinks, slots, partial, partial_max_sum, counters,
-                         out{slopes});
+                         out, nullptr, 0{slopes});
     }});
 }}
 """

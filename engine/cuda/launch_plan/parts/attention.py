@@ -145,6 +145,7 @@ class AttentionPlan:
             those of the earlier layer that this one reads; None: neither.
         cache_layer: that earlier layer, or None.
         indexer: chooses the positions of rows that have more than it lets through; None: all are read.
+        leaves_operand: decode attention leaves the operand of the output projection, where Step.hands_over.
     """
 
     shape: AttentionShape
@@ -162,6 +163,7 @@ class AttentionPlan:
     kept_at: int | None = None
     cache_layer: int | None = None
     indexer: IndexerPlan | None = None
+    leaves_operand: bool = False
 
     @property
     def cache_shape(self) -> CacheShape:
@@ -279,7 +281,7 @@ class AttentionPlan:
             yield step.part("multiply_gate")
         if self.sub_norm:
             yield step.part("normalize_pieces")
-        yield from step.product(self.output)
+        yield from step.product(self.output, ready=self.leaves_operand and step.hands_over)
 
     def _jobs(self, card: Card) -> list[attention_plan.Job]:
         return attention_plan.build_jobs(self.shape, *card)
@@ -372,22 +374,26 @@ def describe_attention(
     shape, indexer = attention_shape(config, kv_type, crowded=crowded), None
     if config.indexer is not None:
         indexer = describe_indexer(config.indexer, weights.indexer, shape, chooser, kv_type)
+    output, gates = chooser.projection([weights.output], factor=factor), _gates(config)
+    plain = latent is None and indexer is None and not gates and weights.sub_norm is None
+    leaves = plain and output.takes_operand and attention_plan.decode_plan(shape, *chooser.card).leaves_operand
     return AttentionPlan(
         shape=shape,
         qkv=None if latent is not None else chooser.projection(attention_inputs(weights)),
         latent=latent,
-        output=chooser.projection([weights.output], factor=factor),
+        output=output,
         clamps=config.clamp is not None,
         rotates=config.latent is None and rotates_apart(config),
         q_norm=not folded and weights.q_norm is not None,
         k_norm=not folded and weights.k_norm is not None,
         v_norm=weights.v_norm is not None and config.cache_layer is None,
         folds_norms=folded and weights.q_norm is not None,
-        gates=_gates(config),
+        gates=gates,
         sub_norm=weights.sub_norm is not None,
         kept_at=kept_at,
         cache_layer=config.cache_layer,
         indexer=indexer,
+        leaves_operand=leaves,
     )
 
 
