@@ -4,7 +4,6 @@ Decode kernels and the general kernel of prompts compiled for the CPU; all kerne
 """
 
 import ctypes
-import re
 from dataclasses import replace
 from functools import partial
 
@@ -12,15 +11,15 @@ import numpy as np
 import pytest
 
 from engine.config import PAGE, KvType
-from engine.cuda.attention.attention_plan import PrefillPlan, decode_plan, jobs_of_plans, prefill_plan
+from engine.cuda.attention.attention_plan import decode_plan, jobs_of_plans, prefill_plan
 from engine.cuda.attention.attention_shape import LayerAttention
 from engine.cuda.driver.compiler import kernel_files
+from tests.support.gpu.attention_on_host import PLAIN, host_plan, host_source
 from tests.support.gpu.attention_reference import attend64, empty_pages, numbers, shape_of
 from tests.support.gpu.helpers import decode_logits, opened
 from tests.support.gpu.host_kernels import address, host_library
 from tests.support.models.feature_models import CASES, latent
 
-PLAIN = PrefillPlan(32, 32, 256, 0, "plain")
 LATENT = {"dim": 40, "value_dim": 32, "rope_dim": 0, "kv_heads": 1, "values_in_keys": True}
 SHAPES = {
     "f16": shape_of(2, 2, 32),
@@ -78,14 +77,6 @@ extern "C" void {name}_{i}(int x, int y, int z, int threads, const float* qkv, u
     }});
 }}
 """
-ON_HOST = [
-    (r'asm\("ex2\..*?;\n', "y = exp2f(x);\n"),
-    (r'asm volatile\("ld\.global\.cg\..*?;\n', "v = *p;\n"),
-    (r'asm volatile\("atom\.acq_rel\..*?;\n', "old = *counter, *counter += n;\n"),
-    (r"extern __shared__ (.*?)\[\];", r"static \1[SHARED_BYTES];"),
-    (r'extern "C" __global__', "static"),
-]
-"""Replacements of a kernel's assembly, dynamic shared memory and C linkage, which would join all shapes' kernels."""
 
 
 def spoil(rows, at, shape, kind):
@@ -137,21 +128,6 @@ def check_rows(shape, found, clean, at, window, kind):
 
 
 # ---- on the CPU ----------------------------------------------------------------------------------------------
-
-
-def host_plan(shape):
-    """Layout of decode kernels with small ranges."""
-    return replace(decode_plan(shape, 80, 8), min_chunk=PAGE, blocks=3)
-
-
-def host_source(name, files, defines, text):
-    """C++ of a kernel, in a namespace of its own."""
-    body = "".join(text[file] for file in files if file != "half_pairs.cuh")  # cuda_on_host.h has it
-    for pattern, by in ON_HOST:
-        body = re.sub(pattern, by, body, flags=re.DOTALL)
-    source = "".join(f"\n#define {key} {value}" for key, value in defines.items())
-    source += f"\nnamespace of_{name} {{\n{body}\n}}\n"
-    return source + "".join(f"\n#undef {key}" for key in {*defines, *re.findall(r"#define (\w+)", body)})
 
 
 @pytest.fixture(scope="module")
