@@ -58,6 +58,11 @@ class Emitter:
         """Stores a scalar or vector at address + offset bytes."""
         self.builder.store(value, self.pointer(self.at(address, offset), value.type), align=align)
 
+    def stream(self, value: Value, address: Value) -> None:
+        """Stores a vector at an address that is a multiple of its size, past the caches."""
+        stored = self.builder.store(value, self.pointer(address, value.type), align=4 * value.type.count)
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
+
     def bytes(self, address: Value, offset: int, lanes: int = LANES) -> Value:
         """Loads `lanes` bytes as a vector."""
         return self.load(address, vector(I8, lanes), offset)

@@ -46,7 +46,9 @@ def grouped_scan(typing_context, name, operands, low, high, scratch):
 
     Items are heads times blocks of CHANNELS. delta is softplus(steps + dt_bias). x, b and c have rows of `row` bytes,
     steps (T, H) and z (T, H * P) of `in_row` bytes; a, d and dt_bias (H,) and out (T, H, P) have no gaps; states: rows
-    of (H, P, S), chosen as in convolution.py. H / G heads share b and c. S is a multiple of 16, at most MOST_STATES.
+    of (H, P, S), chosen as in convolution.py, at addresses that are multiples of 64. H / G heads share b and c. S is a
+    multiple of 16, at most MOST_STATES. States of the last token bypass the caches: a model's are tens of megabytes,
+    and a cache would read them from memory before it writes them.
 
     Operands: x, b, c, row, steps, z, in_row, a, d, dt_bias, states, zeros, rows, out, tokens, heads, groups, width (P),
     states (S).
@@ -81,20 +83,31 @@ def grouped_scan(typing_context, name, operands, low, high, scratch):
                 kept = e.exp(e.multiply(step, splat_at(e, place(builder, a, head, 4))))
                 inner = builder.mul(heads, width)
                 target = place(builder, out, builder.add(builder.mul(tokens.index, inner), channel), 4)
-                with cgutils.for_range(builder, I64(CHANNELS)) as each:
-                    taken = splat_at(e, place(builder, of_x, each.index, 4))
-                    scaled = e.multiply(taken, step)
-                    here, there = (place(builder, base, each.index, row_bytes) for base in (source, end))
-                    clear(builder, [total])
-                    with cgutils.for_range(builder, builder.sdiv(states, I64(LANES))) as part:
-                        at, to = (place(builder, base, part.index, VECTOR) for base in (here, there))
-                        bs, cs = (vector_at(e, place(builder, base, part.index, VECTOR)) for base in (of_b, of_c))
-                        h = e.multiply_add(scaled, bs, e.multiply(vector_at(e, at), kept))
-                        e.store(h, to)
-                        builder.store(e.multiply_add(h, cs, builder.load(total)), total)
-                    y = e.sum_lanes(builder.load(total))
-                    passed = builder.extract_element(e.multiply(taken, skip), I64(0))
-                    e.store(builder.fadd(y, passed), place(builder, target, each.index, 4))
+
+                def channels(keep: Any, here=source, there=end, of=(of_x, of_b, of_c), moved=(step, kept)) -> None:
+                    """All channels of the item; keep(value, address) stores states."""
+                    with cgutils.for_range(builder, I64(CHANNELS)) as each:
+                        taken = splat_at(e, place(builder, of[0], each.index, 4))
+                        scaled = e.multiply(taken, moved[0])
+                        first, behind_it = (place(builder, base, each.index, row_bytes) for base in (here, there))
+                        clear(builder, [total])
+                        with cgutils.for_range(builder, builder.sdiv(states, I64(LANES))) as part:
+                            at, to, of_b, of_c = (
+                                place(builder, base, part.index, VECTOR) for base in (first, behind_it, *of[1:])
+                            )
+                            h = e.multiply_add(scaled, vector_at(e, of_b), e.multiply(vector_at(e, at), moved[1]))
+                            keep(h, to)
+                            builder.store(e.multiply_add(h, vector_at(e, of_c), builder.load(total)), total)
+                        y = e.sum_lanes(builder.load(total))
+                        passed = builder.extract_element(e.multiply(taken, skip), I64(0))
+                        e.store(builder.fadd(y, passed), place(builder, target, each.index, 4))
+
+                is_last = builder.icmp_signed("==", builder.add(tokens.index, I64(1)), n_tokens)
+                with builder.if_else(is_last) as (last, others):
+                    with last:
+                        channels(e.stream)
+                    with others:
+                        channels(e.store)
                 gate = vector_at(e, place(builder, builder.add(z, of_input), channel, 4))
                 e.store(e.multiply(vector_at(e, target), activate(e, gate, "SILU")), target)
         return context.get_dummy_value()

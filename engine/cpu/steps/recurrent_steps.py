@@ -7,6 +7,7 @@ from enum import Enum
 
 from engine.cpu.kernels.recurrent import MOST_KEYS
 from engine.cpu.kernels.scans import CHANNELS, MOST_STATES
+from engine.cpu.memory import LINE
 from engine.cpu.products.matmul import LANES
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import address, float_bits
@@ -171,6 +172,7 @@ def scan_step(
     first = address(convolved)
     parts = first, first + 4 * at_b, first + 4 * (at_b + groups * states), convolved.strides[0]
     assert z.strides == steps.strides
+    assert state.operands[0] % LINE == 0
     inputs = address(steps), address(z), z.strides[0], *map(address, constants)
     operands = *parts, *inputs, *state.operands, address(out), n_tokens, heads, groups, width, states
     return Step("grouped_scan", "F32", operands, heads * width // CHANNELS, (n_tokens + 1) * heads * width * states)

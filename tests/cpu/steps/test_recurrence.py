@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from engine.cpu.memory import aligned_empty
 from engine.cpu.recurrent.convolution import short_convolution
 from engine.cpu.recurrent.delta_net import delta_heads
 from engine.cpu.recurrent.mamba import gated_output, selective_scan
@@ -70,7 +71,7 @@ def test_delta_rules(kernels, n, heads, key_heads, keys, values, grouped, per_ke
 
 def compiled(make_step, shape, state):
     """What a step gives that reads a state and writes the one behind it: make_step(state row, out)."""
-    out, behind = np.empty(shape, np.float32), np.empty_like(state)
+    out, behind = np.empty(shape, np.float32), aligned_empty(*state.shape)
     row = StateRow(behind, state, np.array([-1, 0], np.int64))
     with ThreadPool(2) as pool:
         Immediate(pool).recur(make_step(row, out), out, state, row)
