@@ -112,7 +112,8 @@ class Attention:
         parts = columns * self._slots * shape.active_heads
         self._partial = cupy.empty((parts, shape.value_dim), cupy.float32)
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
-        self._counters = cupy.zeros(max_sequences * columns, cupy.int32)  # the kernel leaves them at zero
+        counters = max_sequences * columns * self.plan.parts(shape)
+        self._counters = cupy.zeros(counters, cupy.int32)  # the kernel leaves them at zero
         if shared_limit(arch) > 64 * 1024:
             # The default limit of 48 KiB includes the kernel's static share, which launch() cannot see.
             for kernel in self._decode:
@@ -162,7 +163,9 @@ class Attention:
         assert operand is None or (self.plan.leaves_operand and not one_each), "a kernel that leaves no operand"
         launch(
             self._decode[one_each],
-            (columns, self.plan.n_splits, n) if one_each else (columns, min(self.plan.blocks, ranges)),
+            (columns * self.plan.parts(shape), self.plan.n_splits, n)
+            if one_each
+            else (columns, min(self.plan.blocks, ranges)),
             self.plan.warps * 32,
             (
                 qkv,

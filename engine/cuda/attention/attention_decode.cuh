@@ -12,6 +12,8 @@
 // counters int32 [B][columns], zero before and after; out float32 [B][HEADS*VALUE_DIM]. With LEAVES_OPERAND, and unless
 // operand is null, the rows also go there as decode_gemm.cu reads them, for operand_groups groups of 8 rows; the heads of a
 // block are then whole operands of 256 columns.
+// Few ranges leave most of the card idle: then HEAD_PARTS blocks, PART_HEADS heads each, share the heads of a column, and
+// gridDim.x is HEAD_PARTS times the columns. A head's bits do not depend on the heads beside it.
 // The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh,
 // cached_rows.cuh, attention_ranges.cuh; with LEAVES_OPERAND decode_gemm_convert.cuh.
 
@@ -55,9 +57,19 @@ struct Shared {
     mark_t mark;  // of its key
 };
 
-DEVICE int kv_head_of_block() { return blockIdx.x / HEAD_TILES; }
-DEVICE int head0_of_block() { return kv_head_of_block() * GROUP + (blockIdx.x % HEAD_TILES) * HEAD_TILE; }
-DEVICE int heads_of_block() { return min(HEAD_TILE, GROUP - (int)(blockIdx.x % HEAD_TILES) * HEAD_TILE); }
+DEVICE int column_of_block() { return blockIdx.x / HEAD_PARTS; }
+DEVICE int part_of_block() { return HEAD_PARTS > 1 ? blockIdx.x % HEAD_PARTS : 0; }
+DEVICE int kv_head_of_block() { return column_of_block() / HEAD_TILES; }
+// Whether the blocks of a column have its heads in parts; else the first of them has all, and the others have nothing.
+DEVICE bool in_parts(const Task& task) { return HEAD_PARTS > 1 && task.n_used <= PARTED_RANGES; }
+DEVICE int first_in_column(const Task& task) { return in_parts(task) ? part_of_block() * PART_HEADS : 0; }
+DEVICE int head0_of_block(const Task& task) {
+    return kv_head_of_block() * GROUP + column_of_block() % HEAD_TILES * HEAD_TILE + first_in_column(task);
+}
+DEVICE int heads_of_block(const Task& task) {
+    const int all = min(HEAD_TILE, GROUP - column_of_block() % HEAD_TILES * HEAD_TILE);
+    return in_parts(task) ? min(PART_HEADS, all - first_in_column(task)) : part_of_block() == 0 ? all : 0;
+}
 
 // Past L1, which may hold an older launch's partial.
 DEVICE float2 load_cg(const float2* p) {
@@ -81,14 +93,14 @@ DEVICE int count_up(int* counter, int n) {
 
 // ---- the new token ------------------------------------------------------------------------------------------
 // Begins to fetch the next row's token into sh.raw; sixteen bytes at a time where rows are aligned.
-DEVICE void fetch_token(Shared& sh, const float* qkv, int row) {
+DEVICE void fetch_token(Shared& sh, const float* qkv, const Task& task) {
     constexpr int STEP = KEY_DIM % 4 == 0 && VALUE_DIM % 4 == 0 ? 4 : 1;
-    const int queries = heads_of_block() * KEY_DIM, kv_head = kv_head_of_block();
-    const float* from = qkv + (i64)row * ROW_WIDTH;
+    const int queries = heads_of_block(task) * KEY_DIM, kv_head = kv_head_of_block();
+    const float* from = qkv + (i64)task.row * ROW_WIDTH;
     for (int i = threadIdx.x * STEP; i < queries + KEY_DIM + VALUE_DIM; i += THREADS * STEP) {
         const int d = i - queries;
         if (d < 0)
-            copy_async<STEP * 4>(sh.raw[0] + i, from + head0_of_block() * KEY_DIM + i, true);
+            copy_async<STEP * 4>(sh.raw[0] + i, from + head0_of_block(task) * KEY_DIM + i, true);
         else if (d < KEY_DIM)
             copy_async<STEP * 4>(sh.raw[MOST_HEADS] + d, from + KEYS_AT + kv_head * KEY_DIM + d, true);
         else
@@ -99,7 +111,7 @@ DEVICE void fetch_token(Shared& sh, const float* qkv, int row) {
 
 // Page of the new token; only the blocks of the first head tile append it.
 DEVICE int page_of_token(const Task& task, const int* block_table, int max_pages) {
-    return blockIdx.x % HEAD_TILES == 0 ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
+    return column_of_block() % HEAD_TILES == 0 && part_of_block() == 0 ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
 }
 
 // Stores an element of the new token's value where it has a page; clears `finite` where it is not, page or not: the
@@ -127,13 +139,13 @@ DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
 DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
                        cache_t* cache_v, const float* q_norm, const float* k_norm, float eps) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block(),
-              n_heads = heads_of_block();
+              n_heads = heads_of_block(task);
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
     const CachedRow<KEY_DIM> key_row(cache_k, page, kv_head, task.position);
     const CachedRow<VALUE_DIM> value_row(cache_v, page, kv_head, task.position);
     const int jobs = n_heads + (owns_new ? 2 : 0);
     auto source = [&](int job) {
-        return job < n_heads ? row + (head0_of_block() + job) * KEY_DIM
+        return job < n_heads ? row + (head0_of_block(task) + job) * KEY_DIM
                : job == n_heads ? row + KEYS_AT + kv_head * KEY_DIM : row + VALUES_AT + kv_head * VALUE_DIM;
     };
     auto target = [&](int job) { return job < n_heads ? sh.query[job] : job == n_heads ? sh.new_key : sh.new_value; };
@@ -208,9 +220,9 @@ DEVICE void mark_spoilt(const Shared& sh, const Task& task, int page, cache_t* c
 
 // The new token's scores in base 2, one warp per head; read after the next barrier. NaN where the token's value is not
 // finite, as the scores that later rows find from its marked key.
-DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
+DEVICE void score_new_token(Shared& sh, const Task& task, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    for (int h = warp; h < heads_of_block(); h += DECODE_WARPS) {
+    for (int h = warp; h < heads_of_block(task); h += DECODE_WARPS) {
         float dot = 0.0f;
         for (int d = lane; d < KEY_DIM; d += WARP) dot = fmaf(sh.query[h][d], sh.new_key[d], dot);
         dot = warp_sum(dot) * score_factor(scale, softcap);
@@ -222,7 +234,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
 // Every warp has put its top and sum per head into sh, then a barrier. Gives the factor of this warp's sums of head
 // lane / 4 in the range's sum; every warp computes all of it, which saves a barrier.
 DEVICE float weigh_warps(Shared& sh, const Task& task, const float* sinks, float my_top) {
-    const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3, n_heads = heads_of_block();
+    const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3, n_heads = heads_of_block(task);
     const bool newest = task.split == task.n_used - 1;
     if (h >= n_heads) return 0.0f;
     const u32 active = n_heads == 8 ? FULL_MASK : (1u << 4 * n_heads) - 1;
@@ -243,7 +255,7 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, const float* sinks, float
         sh.factors[h] = f;
         sh.row_top[h] = risen;
         sh.row_sum[h] = total;
-        if (newest) sh.row_factor[h] = final_factor(risen, total, sinks, head0_of_block() + h);
+        if (newest) sh.row_factor[h] = final_factor(risen, total, sinks, head0_of_block(task) + h);
     }
     return power2(my_top - top);
 }
@@ -265,15 +277,15 @@ DEVICE float add_range(float sum, float2 factors, float v) {
 
 #if LEAVES_OPERAND
 // sh.done as operands, a warp for each of 256 columns.
-DEVICE void leave_operand(const Shared& sh, int row, u8* operand, int groups) {
+DEVICE void leave_operand(const Shared& sh, const Task& task, u8* operand, int groups) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     constexpr int OPERANDS = MOST_HEADS * VALUE_DIM / 256;
     __syncthreads();
     for (int i = warp; i < OPERANDS; i += DECODE_WARPS) {
         const float4* const from = (const float4*)(sh.done + i * 256) + lane;
         const float4 v[2] = {from[0], from[WARP]};
-        convert(v, v, false, row, groups, lane,
-                operand + (i64)(head0_of_block() * VALUE_DIM / 256 + i) * operand_bytes(groups));
+        convert(v, v, false, task.row, groups, lane,
+                operand + (i64)(head0_of_block(task) * VALUE_DIM / 256 + i) * operand_bytes(groups));
     }
 }
 #endif
@@ -286,12 +298,13 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
                          int slots, float* partial, float2* partial_max_sum, float* out, u8* operand, int groups,
                          Store store) {
     const bool newest = task.split == task.n_used - 1;
-    const int n_heads = heads_of_block();
-    float* row = out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM;
-    const i64 slot = ((i64)blockIdx.x * slots + task.slot0 + task.split) * MOST_HEADS;
+    const int n_heads = heads_of_block(task);
+    float* row = out + ((i64)task.row * HEADS + head0_of_block(task)) * VALUE_DIM;
+    const i64 slot = ((i64)column_of_block() * slots + task.slot0 + task.split) * MOST_HEADS + first_in_column(task);
 #pragma unroll
     for (int pass = 0; pass < MERGE_PASSES; ++pass) {
         const int head0 = pass * MERGE_HEADS, n = min(MERGE_HEADS, n_heads - head0) * VALUE_DIM;
+        if (HEAD_PARTS > 1 && n <= 0) break;
         if (pass > 0) __syncthreads();  // all have read the heads before
         store(head0, merge);
         __syncthreads();
@@ -319,7 +332,7 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
     if (!whole && threadIdx.x < n_heads)
         partial_max_sum[slot + threadIdx.x] = make_float2(sh.range_top[threadIdx.x], sh.range_sum[threadIdx.x]);
 #if LEAVES_OPERAND
-    if (whole && newest && operand) leave_operand(sh, task.row, operand, groups);
+    if (whole && newest && operand) leave_operand(sh, task, operand, groups);
 #endif
 }
 
@@ -335,9 +348,10 @@ DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0,
 // computed, which are in shared memory as [MAX_SPLITS][MOST_HEADS].
 DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const float* partial,
                          const float2* partial_max_sum, const float* sinks, int slots, float* row) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4, n_heads = heads_of_block();
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4;
+    const int n_heads = heads_of_block(task);
     const int n = n_heads * VALUE_DIM;
-    const i64 slot0 = ((i64)blockIdx.x * slots + task.slot0) * MOST_HEADS;
+    const i64 slot0 = ((i64)column_of_block() * slots + task.slot0) * MOST_HEADS + first_in_column(task);
     sums_t v[AT_ONCE] = {};
     if ((int)threadIdx.x * each < n) load_partials(v, partial, slot0, 0, task.n_used, threadIdx.x * each);
 
@@ -364,7 +378,7 @@ DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const fl
                     sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
             top = __shfl_sync(FULL_MASK, risen, WARP - 1);
         }
-        if (lane == 0) sh.range_sum[h] = final_factor(top, sum, sinks, head0_of_block() + h);
+        if (lane == 0) sh.range_sum[h] = final_factor(top, sum, sinks, head0_of_block(task) + h);
     }
     __syncthreads();
     for (int i = threadIdx.x * each; i < n; i += THREADS * each) {
@@ -394,8 +408,8 @@ DEVICE void finish_row(Shared& sh, const Task& task, int n_ranges, float* merge,
     if (!sh.last) return;
     if (threadIdx.x == 0) *counter = 0;
     merge_ranges(sh, task, (float2*)merge, partial, partial_max_sum, sinks, slots,
-                 out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM);
+                 out + ((i64)task.row * HEADS + head0_of_block(task)) * VALUE_DIM);
 #if LEAVES_OPERAND
-    if (operand) leave_operand(sh, task.row, operand, groups);
+    if (operand) leave_operand(sh, task, operand, groups);
 #endif
 }

@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const Cuts cuts = {window, max_pages * PAGE};
     Task begin;
 #if ONE_RANGE
-    const int left = take_one(begin, positions, cuts);
+    const int left = take_one(begin, positions, cuts) && heads_of_block(begin) > 0;
 #else
     // In shared memory, a copy for each warp, for want of registers: the range at hand and the one after it.
     __shared__ Task tasks[2][DECODE_WARPS];
@@ -144,11 +144,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             first_row = false;
             const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
-            for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
+            for (int h = warp; h < heads_of_block(task); h += DECODE_WARPS)
                 store_fragments(fragments, offsets, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
             if (share.owns_new) {
-                score_new_token(sh, row_scale, softcap);
+                score_new_token(sh, task, row_scale, softcap);
                 mark_spoilt(sh, task, page, cache_k);
             }
 #if ONE_RANGE
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #endif
         }
         if (!ONE_RANGE && row_ends && left > 1) {
-            fetch_token(sh, qkv, next.row);
+            fetch_token(sh, qkv, next);
             page_ahead = page_of_token(next, block_table, max_pages);
             rope_angles(sh.angles, next.position, inv_freq, rope_scale);
         }

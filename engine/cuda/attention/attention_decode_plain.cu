@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncthreads();
             const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
             if (share.owns_new) {
-                score_new_token(sh, row_scale, softcap);
+                score_new_token(sh, task, row_scale, softcap);
                 mark_spoilt(sh, task, page, cache_k);
             }
             factor = score_factor(row_scale, softcap);
@@ -70,8 +70,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             for (int h = 0; h < HEAD_TILE; ++h) {
                 float score = seen ? score_base2(__fmul_rn(s[h], factor), softcap) : minus_infinity();
 #ifdef ALIBI
-                if (h < heads_of_block())
-                    score = with_bias(score, slopes, head0_of_block() + h, task.position - start - lane);
+                if (h < heads_of_block(task))
+                    score = with_bias(score, slopes, head0_of_block(task) + h, task.position - start - lane);
 #endif
                 const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen),
                             p = power2(score - risen);
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
         __syncthreads();
         const int own = lane / 4;
-        const float f = weigh_warps(sh, task, sinks, own < heads_of_block() ? sh.top[warp][own] : 0.0f);
+        const float f = weigh_warps(sh, task, sinks, own < heads_of_block(task) ? sh.top[warp][own] : 0.0f);
         auto store = [&](int head0, float* to) {
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {

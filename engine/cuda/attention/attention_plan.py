@@ -14,6 +14,8 @@ from engine.cuda.driver.compiler import shared_limit
 MAX_SPLITS = 128
 MOST_SLOTS = 2048
 """Ranges of a decode step that scratch memory has room for; with more of them no row is shared between blocks."""
+PART_HEADS = 4
+"""See DecodePlan.part_heads: as many as the warps of a block prepare and merge in one round."""
 _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 COMMON_FILES = ("cache_numbers.cuh", "attention_common.cuh", "cached_rows.cuh")
 """What every attention kernel is joined behind."""
@@ -40,6 +42,9 @@ class DecodePlan:
         few_rows: up to this many sequences every range has a block of its own, which starts sooner; on an H200 that is
             0.5 to 1 us of 4 to 6 for one sequence, and a loss of 20 % for 16 sequences of 1024.
         leaves_operand: with runs of ranges a block can leave its heads as operands of 256 columns (decode_gemm.py).
+        part_heads: query heads of a block while ranges are few, with a block for every range: the blocks of a column
+            share its heads. 0: a block has all of them. On an H200, 8 heads over 4 cache heads, us for one sequence of
+            128, 1024, 4096 positions: 4.4, 6.8, 9.6 with all, 3.7, 5.7, 9.4 with 4; groups of 4 lose from 256 on.
     """
 
     n_splits: int
@@ -50,6 +55,11 @@ class DecodePlan:
     blocks: int
     few_rows: int = 4
     leaves_operand: bool = False
+    part_heads: int = 0
+
+    def parts(self, shape: AttentionShape) -> int:
+        """Blocks that share the heads of a column, with a block for every range."""
+        return -(-shape.active_heads // self.part_heads) if self.part_heads else 1
 
     def one_range_each(self, n: int, max_sequences: int) -> bool:
         """Whether every range of n sequences has a block of its own, in a runner with so many slots."""
@@ -90,7 +100,10 @@ def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps
     chosen = next((n for n in options if dynamic(n) + static(n) <= shared_limit(arch) - 1024), options[-1])
     resident = 2 if shape.key_dim + shape.value_dim <= 256 else 1
     blocks = max(1, resident * multiprocessors // columns)
-    return DecodePlan(n_splits, few_splits, min_chunk, chosen, dynamic(chosen), blocks, leaves_operand=leaves)
+    parted = shape.tensor_cores and not shape.bytes_cached and active > PART_HEADS
+    parts = PART_HEADS if parted else 0
+    sizes = n_splits, few_splits, min_chunk, chosen, dynamic(chosen), blocks
+    return DecodePlan(*sizes, leaves_operand=leaves, part_heads=parts)
 
 
 @dataclass(frozen=True)
@@ -180,7 +193,9 @@ def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPla
 
 def _decode_job(shape: AttentionShape, plan: DecodePlan, *, one_range: bool) -> Job:
     leaves = plan.leaves_operand and not one_range
-    defines = _decode_defines(shape, plan) | {"ONE_RANGE": int(one_range)} | ({"LEAVES_OPERAND": 1} if leaves else {})
+    parts = plan.parts(shape) if one_range else 1
+    defines = _decode_defines(shape, plan) | {"ONE_RANGE": int(one_range), "HEAD_PARTS": parts}
+    defines |= {"LEAVES_OPERAND": 1} if leaves else {}
     files = (*COMMON_FILES, "attention_ranges.cuh", *(("decode_gemm_convert.cuh",) if leaves else ()))
     files = (*files, "attention_decode.cuh")
     if not shape.tensor_cores:
@@ -205,6 +220,8 @@ def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object
         "N_SPLITS": plan.n_splits,
         "FEW_SPLITS": plan.few_splits,
         "MIN_CHUNK": plan.min_chunk,
+        "PART_HEADS": plan.part_heads or shape.head_tile,
+        "PARTED_RANGES": plan.few_splits // plan.parts(shape),
     }
 
 
@@ -226,6 +243,7 @@ def scratch_bytes(shape: AttentionShape, max_sequences: int, arch: int, multipro
     """Bytes Attention allocates for a model (shared by all layers), for the memory plan."""
     if shape.both_ways:
         return 0
-    slots = scratch_slots(decode_plan(shape, arch, multiprocessors), max_sequences)
-    columns = shape.kv_heads * shape.head_tiles
-    return columns * 4 * (slots * shape.active_heads * (shape.value_dim + 2) + max_sequences)
+    plan = decode_plan(shape, arch, multiprocessors)
+    slots, columns = scratch_slots(plan, max_sequences), shape.kv_heads * shape.head_tiles
+    counters = max_sequences * plan.parts(shape)
+    return columns * 4 * (slots * shape.active_heads * (shape.value_dim + 2) + counters)

@@ -141,6 +141,10 @@ def test_decoded_rows_do_not_depend_on_neighbours(shape, window, monkeypatch):
             kernels = Attention(shape, len(lengths), plan=replace(one.plan, blocks=blocks))
             together = decode_all(world, kernels, qkv, table, lengths)
             assert together.tobytes() == alone.tobytes(), (slots, blocks)
+    for heads in (1, 3, 4) if shape.tensor_cores else ():
+        kernels = Attention(shape, 1, plan=replace(one.plan, part_heads=heads))
+        rows = [decode_all(world, kernels, qkv[i : i + 1], table[i : i + 1], [n]) for i, n in enumerate(LENGTHS)]
+        assert np.concatenate(rows).tobytes() == alone[: len(LENGTHS)].tobytes(), heads
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -173,10 +173,11 @@ def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one
         run("prefill", len(tiles), shape.heads, *tiled)
         return out, *held(shape, keys, values)
     plan, columns = host_plan(shape), shape.kv_heads * shape.head_tiles
-    grid = (columns, plan.n_splits, 1) if kernel == "decode_one" else (columns, plan.blocks, 1)
+    of_heads = columns * plan.parts(shape)
+    grid = (of_heads, plan.n_splits, 1) if kernel == "decode_one" else (columns, plan.blocks, 1)
     partial = np.full((columns * plan.n_splits * shape.active_heads, shape.value_dim + 2), np.nan, np.float32)
     sums, tops = partial[:, 2:].copy(), partial[:, :2].copy()
-    counters = np.zeros(columns, np.int32)
+    counters = np.zeros(of_heads, np.int32)
     for row in decoded:
         one, constant = rows[row : row + 1], (frequencies, scale, window, sinks, plan.n_splits)
         cached = (keys, values, table, pages, positions[row : row + 1])
