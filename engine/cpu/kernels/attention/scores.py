@@ -50,6 +50,7 @@ def _score_columns(item: Item, keys: Value, ahead: Value, heads: list[Value], pl
         per_block = I64(KV_BLOCK // COLUMNS)
         with cgutils.for_range(b, b.sdiv(o.key_width, I64(KV_BLOCK))) as blocks:
             add_columns(b.mul(blocks.index, per_block), per_block)
+            item.prefetch(item.scales(ahead, o.value_width, blocks.index), I64(0), 2 * PAGE)
             scales = item.at(item.scales(keys, o.key_width, blocks.index), place, 2)
             for part in range(n_parts):
                 scale = item.load_scales(scales, part)

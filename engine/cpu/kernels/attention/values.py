@@ -43,21 +43,25 @@ def weigh_page(item: Item, values: Value, ahead: Value, heads: list[Value], low:
         n_parts = 2 if few else n_blocks * block
         with cgutils.for_range(b, count) as pieces:
             first_block = b.add(done, b.mul(pieces.index, I64(n_blocks)))
-            weights = _scale_weights(item, values, heads, first_block, n_blocks)
+            weights = _scale_weights(item, values, ahead, heads, first_block, n_blocks)
             for part in range(0, n_blocks * block, n_parts):
                 first = b.add(b.mul(first_block, I64(block)), I64(part))
                 _weigh_columns(item, values, ahead, heads, weights, seen, first, n_parts)
         done = b.add(done, b.mul(count, I64(n_blocks)))
 
 
-def _scale_weights(item: Item, values: Value, heads: list[Value], first: Value, n_blocks: int) -> list[list[Value]]:
+def _scale_weights(
+    item: Item, values: Value, ahead: Value, heads: list[Value], first: Value, n_blocks: int
+) -> list[list[Value]]:
     """Weights of the heads times the scales of each of the blocks: addresses of PAGE floats, by block and head."""
     e, b = item.e, item.b
     room = e.room(4 * PAGE * n_blocks * len(heads))
     addresses = [[e.at(room, 4 * PAGE * (len(heads) * i + j)) for j in range(len(heads))] for i in range(n_blocks)]
     scratches = [item.head_scratch(head) for head in heads]
     for block, places in enumerate(addresses):
-        scales = item.scales(values, item.o.value_width, b.add(first, I64(block)))
+        number = b.add(first, I64(block))
+        scales = item.scales(values, item.o.value_width, number)
+        item.prefetch(item.scales(ahead, item.o.key_width, number), I64(0), 2 * PAGE)
         for part in range(PAGE // item.width):
             scale = item.load_scales(scales, part)
             for scratch, place in zip(scratches, places, strict=True):
