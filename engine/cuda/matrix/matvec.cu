@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
         end = min(end << (unit_bits - 7), all_quads);
     };
     // The first sequence's input of the next slab is loaded while this slab is multiplied.
-    constexpr int AHEAD = TEAMS == 1 ? 4 : 2;
+    constexpr int AHEAD = TEAMS == 1 ? 4 : 2, TOGETHER = SEQUENCES < 4 ? SEQUENCES : 4;
     float4 coming[AHEAD];
     auto load_ahead = [&](int slab) {
         int begin, end;
@@ -156,91 +156,104 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
         int begin, end;
         quad_range(slab, begin, end);
         const int base = resident ? 0 : slab * (SLAB / 128);
-        for (int b = 0; b < batch; ++b) {
-            const float* row = x + (i64)b * x_stride + lane * 4;
-            const int first_slot = (b / NB) * quads - base, bn = b % NB;
+        // Rows are asked for together: one after the other would wait for memory once for each.
+        for (int b0 = 0; b0 < batch; b0 += TOGETHER) {
+            const float* row = x + (i64)b0 * x_stride + lane * 4;
             // One sum of squares per residue of the quad mod 4, so that their order does not depend on TEAMS.
             constexpr int CLASSES = 4 / TEAMS;
-            float square[CLASSES] = {};
+            float square[TOGETHER][CLASSES] = {};
             for (int first = begin + team; first < end; first += TEAMS * AHEAD) {
-                float4 v[AHEAD], weight[AHEAD];
+                float4 v[TOGETHER][AHEAD], weight[AHEAD];
 #pragma unroll
-                for (int n = 0; n < AHEAD; ++n) {
-                    const int quad = first + n * TEAMS, left = quad < end ? columns - quad * 128 - lane * 4 : 0;
-                    v[n] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                    weight[n] = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-                    const float *at = row + quad * 128, *of_norm = norm + quad * 128 + lane * 4;
-                    if (wide_loads) {
-                        if (left > 0) {
-                            const bool loaded = !ONE_SLAB && RESIDENT && slab > 0 && b == 0 && first == begin + team;
-                            v[n] = loaded ? coming[n] : __ldcg((const float4*)at);
-                            if (norm) weight[n] = __ldg((const float4*)of_norm);
-                        }
-                    } else {
-                        if (left > 0) v[n].x = __ldcg(at);
-                        if (left > 1) v[n].y = __ldcg(at + 1);
-                        if (left > 2) v[n].z = __ldcg(at + 2);
-                        if (left > 3) v[n].w = __ldcg(at + 3);
-                        if (norm) {
-                            if (left > 0) weight[n].x = of_norm[0];
-                            if (left > 1) weight[n].y = of_norm[1];
-                            if (left > 2) weight[n].z = of_norm[2];
-                            if (left > 3) weight[n].w = of_norm[3];
+                for (int i = 0; i < TOGETHER; ++i)
+#pragma unroll
+                    for (int n = 0; n < AHEAD; ++n) {
+                        const int quad = first + n * TEAMS;
+                        const bool there = quad < end && (i == 0 || b0 + i < batch);
+                        const int left = there ? columns - quad * 128 - lane * 4 : 0;
+                        v[i][n] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                        if (i == 0) weight[n] = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+                        const float *at = row + (i64)i * x_stride + quad * 128, *of_norm = norm + quad * 128 + lane * 4;
+                        if (wide_loads) {
+                            if (left > 0) {
+                                const bool loaded =
+                                    !ONE_SLAB && RESIDENT && slab > 0 && b0 + i == 0 && first == begin + team;
+                                v[i][n] = loaded ? coming[n] : __ldcg((const float4*)at);
+                                if (norm && i == 0) weight[n] = __ldg((const float4*)of_norm);
+                            }
+                        } else {
+                            if (left > 0) v[i][n].x = __ldcg(at);
+                            if (left > 1) v[i][n].y = __ldcg(at + 1);
+                            if (left > 2) v[i][n].z = __ldcg(at + 2);
+                            if (left > 3) v[i][n].w = __ldcg(at + 3);
+                            if (norm && i == 0) {
+                                if (left > 0) weight[n].x = of_norm[0];
+                                if (left > 1) weight[n].y = of_norm[1];
+                                if (left > 2) weight[n].z = of_norm[2];
+                                if (left > 3) weight[n].w = of_norm[3];
+                            }
                         }
                     }
-                }
                 fill(DEPTH);  // behind the input, which is waited for first
 #pragma unroll
-                for (int n = 0; n < AHEAD; ++n) {
-                    const int quad = first + n * TEAMS;
-                    if (quad < end) {
-                        float& sq = square[n % CLASSES];
-                        sq = fmaf(v[n].x, v[n].x, sq), sq = fmaf(v[n].y, v[n].y, sq);
-                        sq = fmaf(v[n].z, v[n].z, sq), sq = fmaf(v[n].w, v[n].w, sq);
-                        float4 y = v[n];
-                        if (norm) y.x *= weight[n].x, y.y *= weight[n].y, y.z *= weight[n].z, y.w *= weight[n].w;
-                        const float largest =
-                            largest_of_eight(fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
-                        const int place = first_slot + quad, index = (place * 4 + s) * NB + bn;
-                        u8* const at = input + place * (NB * 32 * PIECE) + pieces_lane + bn * (8 * PIECE);
-                        float undo;
-                        if (HALVES) {
-                            // 2^e with 2^e * largest in [2^14, 2^15)
-                            const u32 exponent = min(max(__float_as_uint(largest) >> 23, 20u), 240u);
-                            const float up = __uint_as_float((268u - exponent) << 23);
-                            undo = __uint_as_float((exponent - 14u) << 23);
-                            y.x *= up, y.y *= up, y.z *= up, y.w *= up;
-                            const u32 high0 = two_halves(y.x, y.y), high1 = two_halves(y.z, y.w);
-                            const u32 low0 = two_halves(y.x - low_half(high0), y.y - high_half(high0));
-                            const u32 low1 = two_halves(y.z - low_half(high1), y.w - high_half(high1));
-                            *(uint2*)at = make_uint2(high0, high1);
-                            *(uint2*)(at + 4 * PIECE) = make_uint2(low0, low1);
-                        } else {
-                            // Integers in the low bits of floats, plus 128: high byte, and low byte off by 128.
-                            const float bounded = fmaxf(largest, 1e-30f), up = __fdividef(32600.0f, bounded);
-                            undo = bounded * (1.0f / 32600.0f);
-                            const float shift = 12582912.0f + 128.0f;
-                            const u32 i0 = __float_as_uint(fmaf(y.x, up, shift)), i1 = __float_as_uint(fmaf(y.y, up, shift));
-                            const u32 i2 = __float_as_uint(fmaf(y.z, up, shift)), i3 = __float_as_uint(fmaf(y.w, up, shift));
-                            const u32 a01 = __byte_perm(i0, i1, 0x5140), a23 = __byte_perm(i2, i3, 0x5140);
-                            const u32 high = __byte_perm(a01, a23, 0x7632), low = __byte_perm(a01, a23, 0x5410) ^ 0x80808080u;
-                            *(u32*)at = high;
-                            *(u32*)(at + 4 * PIECE) = low;
-                            int sum = __dp4a((int)high, 0x01010101, 0) * 256 + __dp4a((int)low, 0x01010101, 0);
-                            sum += __shfl_xor_sync(FULL_MASK, sum, 1);
-                            sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-                            if (t == 0) ((float*)in.sums)[index * 2 + half] = (float)sum * undo;
+                for (int i = 0; i < TOGETHER; ++i) {
+                    const int b = b0 + i, first_slot = (b / NB) * quads - base, bn = b % NB;
+                    if (i > 0 && b >= batch) break;
+#pragma unroll
+                    for (int n = 0; n < AHEAD; ++n) {
+                        const int quad = first + n * TEAMS;
+                        if (quad < end) {
+                            float& sq = square[i][n % CLASSES];
+                            sq = fmaf(v[i][n].x, v[i][n].x, sq), sq = fmaf(v[i][n].y, v[i][n].y, sq);
+                            sq = fmaf(v[i][n].z, v[i][n].z, sq), sq = fmaf(v[i][n].w, v[i][n].w, sq);
+                            float4 y = v[i][n];
+                            if (norm) y.x *= weight[n].x, y.y *= weight[n].y, y.z *= weight[n].z, y.w *= weight[n].w;
+                            const float largest =
+                                largest_of_eight(fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
+                            const int place = first_slot + quad, index = (place * 4 + s) * NB + bn;
+                            u8* const at = input + place * (NB * 32 * PIECE) + pieces_lane + bn * (8 * PIECE);
+                            float undo;
+                            if (HALVES) {
+                                // 2^e with 2^e * largest in [2^14, 2^15)
+                                const u32 exponent = min(max(__float_as_uint(largest) >> 23, 20u), 240u);
+                                const float up = __uint_as_float((268u - exponent) << 23);
+                                undo = __uint_as_float((exponent - 14u) << 23);
+                                y.x *= up, y.y *= up, y.z *= up, y.w *= up;
+                                const u32 high0 = two_halves(y.x, y.y), high1 = two_halves(y.z, y.w);
+                                const u32 low0 = two_halves(y.x - low_half(high0), y.y - high_half(high0));
+                                const u32 low1 = two_halves(y.z - low_half(high1), y.w - high_half(high1));
+                                *(uint2*)at = make_uint2(high0, high1);
+                                *(uint2*)(at + 4 * PIECE) = make_uint2(low0, low1);
+                            } else {
+                                // Integers in the low bits of floats, plus 128: high byte, and low byte off by 128.
+                                const float bounded = fmaxf(largest, 1e-30f), up = __fdividef(32600.0f, bounded);
+                                undo = bounded * (1.0f / 32600.0f);
+                                const float shift = 12582912.0f + 128.0f;
+                                const u32 i0 = __float_as_uint(fmaf(y.x, up, shift)), i1 = __float_as_uint(fmaf(y.y, up, shift));
+                                const u32 i2 = __float_as_uint(fmaf(y.z, up, shift)), i3 = __float_as_uint(fmaf(y.w, up, shift));
+                                const u32 a01 = __byte_perm(i0, i1, 0x5140), a23 = __byte_perm(i2, i3, 0x5140);
+                                const u32 high = __byte_perm(a01, a23, 0x7632), low = __byte_perm(a01, a23, 0x5410) ^ 0x80808080u;
+                                *(u32*)at = high;
+                                *(u32*)(at + 4 * PIECE) = low;
+                                int sum = __dp4a((int)high, 0x01010101, 0) * 256 + __dp4a((int)low, 0x01010101, 0);
+                                sum += __shfl_xor_sync(FULL_MASK, sum, 1);
+                                sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+                                if (t == 0) ((float*)in.sums)[index * 2 + half] = (float)sum * undo;
+                            }
+                            if ((lane & 7) == 0) ((float*)in.scales)[index] = undo;
                         }
-                        if ((lane & 7) == 0) ((float*)in.scales)[index] = undo;
                     }
                 }
             }
             if (norm)
 #pragma unroll
-                for (int n = 0; n < CLASSES; ++n) {
-                    const float sum = warp_sum(square[n]);
-                    if (lane == 0) squares[(member * SEQUENCES + b) * 4 + team + n * TEAMS] += sum;
-                }
+                for (int i = 0; i < TOGETHER; ++i)
+#pragma unroll
+                    for (int n = 0; n < CLASSES; ++n) {
+                        if (i > 0 && b0 + i >= batch) break;
+                        const float sum = warp_sum(square[i][n]);
+                        if (lane == 0) squares[(member * SEQUENCES + b0 + i) * 4 + team + n * TEAMS] += sum;
+                    }
         }
         if (TEAMS > 1)
             named_barrier(1 + member, TEAMS * 32);
