@@ -21,11 +21,12 @@ SHAPES = [
     shape_of(8, 2, 128, half=KvType.Q8_0),
     shape_of(8, 1, 256, half=KvType.Q8_0),
     shape_of(14, 2, 96, half=KvType.Q8_0),
+    shape_of(8, 2, 128, half=KvType.Q8_0, crowded=True),
 ]
 
 
 def name_of(shape):
-    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {shape.kv_type}"
+    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {shape.kv_type}{' crowded' * shape.crowded}"
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------
