@@ -2,6 +2,7 @@
 
     emit.py       a few functions for writing 16-lane vector code (LLVM IR through numba's @intrinsic)
     isa.py        sums of integer products in each instruction set
+    processor.py  which of them this machine has
     stepping.py   the one shape of kernel that programs call
     formats/      one decoder per block format: packed bytes in, vectors of weights out
     terms.py      what one step of a product in floats multiplies

@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, F64, I32, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.isa import enabled
+from engine.cpu.kernels.processor import enabled
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 from engine.cpu.kernels.terms import terms_of
 

@@ -10,7 +10,8 @@ from llvmlite import ir
 
 from engine.cpu.kernels.emit import F32, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats.decoders import DECODERS, Decoder
-from engine.cpu.kernels.isa import call, enabled
+from engine.cpu.kernels.isa import call
+from engine.cpu.kernels.processor import enabled
 
 PAIRS = "BF16/PAIRS"
 """Name, in the place of a type, of products of BF16 weights with activations rounded to BF16."""

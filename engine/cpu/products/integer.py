@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.cpu.kernels import isa
+from engine.cpu.kernels import isa, processor
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.integer.activations import LINES, Form
 from engine.cpu.kernels.integer.panels import GROUP, PANELS, padded_rows
@@ -51,7 +51,7 @@ def instructions() -> str:
     Raises:
         InvalidRequestError: the environment names one that does not exist or that this machine lacks.
     """
-    forced, possible = os.environ.get(VARIABLE), isa.usable(isa.host())
+    forced, possible = os.environ.get(VARIABLE), processor.usable(processor.host())
     if forced is None:
         return possible[0]
     if forced not in possible:

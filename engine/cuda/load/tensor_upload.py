@@ -131,6 +131,10 @@ class TensorUploader:
         alpha = plan.alpha if expert is None else linears[0].scale
         return self._over(plan, matrices, self._bias(linears), alpha)
 
+    def _stack(self, plan: Matrix) -> PackedMatrix:
+        partner = None if plan.partner is None else self._tensors.stack(plan.partner).weight
+        return self.matrix(self._tensors.stack(plan.tensor).weight, partner, self._behind(plan))
+
     def _behind(self, plan: Matrix) -> list[Weight]:
         return [self._tensors.linear(name).weight for name in plan.behind]
 

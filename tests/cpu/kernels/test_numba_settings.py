@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.cpu.kernels.isa import best
+from engine.cpu.kernels.processor import best
 
 X86 = "x86_64-unknown-linux-gnu"
 
@@ -14,10 +14,10 @@ ONE_KERNEL = """
 from engine.errors import EngineError
 try:
     from engine.cpu.products.integer import instructions
-    from engine.cpu.kernels import isa
+    from engine.cpu.kernels import processor
     from engine.cpu.kernels.build import kernel
     kernel("dot_panels", "Q4_0/" + instructions())
-    print(isa.host())
+    print(processor.host())
 except EngineError as error:
     print(type(error).__name__, error)
 """

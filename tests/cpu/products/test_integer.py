@@ -11,7 +11,7 @@ from llvmlite import ir as llvm_ir
 from numba import njit, types
 
 from engine.cpu.backend import CpuBackend
-from engine.cpu.kernels import build, isa
+from engine.cpu.kernels import build, isa, processor
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.emit import I8, I16, I32, vector
 from engine.cpu.kernels.integer.activations import LINES, Form
@@ -40,7 +40,7 @@ from tests.support import block_references
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.weights import SCALES
 
-HOST = isa.usable(isa.host())
+HOST = processor.usable(processor.host())
 
 SIXTEEN = [name for name, panel in PANELS.items() if not panel.wide]
 """Formats that are multiplied in integers where activations have 16 bits."""
@@ -435,7 +435,7 @@ def test_an_instruction_set_can_be_forced(monkeypatch):
     ],
 )
 def test_choice_of_instructions(triple, features, expected):
-    assert isa.best(triple, features) == expected
+    assert processor.best(triple, features) == expected
 
 
 @dataclass(frozen=True)

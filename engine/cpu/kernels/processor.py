@@ -1,0 +1,82 @@
+"""Which instruction set of isa.py the processor at hand, as numba compiles for it, runs fastest.
+
+Independent of what is computed.
+"""
+
+REQUIRES = {
+    "avx": "sse2",
+    "avx2": "avx",
+    "avx512f": "avx2",
+    "avx512vl": "avx512f",
+    "avx512vnni": "avx512f",
+    "avx512bf16": "avx512f",
+    "avxvnni": "avx2",
+    "dotprod": "neon",
+}
+"""What else LLVM switches on with a feature, and whose absence switches it off."""
+
+
+def best(triple: str, features: str) -> str:
+    """The fastest of ISAS on a processor that has LLVM's `features`, a list like "+avx2,-avx512f"."""
+    have = enabled(features)
+    if triple.startswith("x86_64"):
+        if {"avx512vnni", "avx512vl"} <= have:
+            return "vnni512"
+        if "avxvnni" in have:
+            return "vnni"
+        if "avx2" in have:
+            return "avx2"
+    elif triple.startswith(("aarch64", "arm64")) and "dotprod" in have:
+        return "neon"
+    return "portable"
+
+
+def enabled(features: str) -> set[str]:
+    """What LLVM's list of features, like "+avx2,-avx512f", comes to, entry after entry."""
+    have: set[str] = set()
+    for entry in features.split(","):
+        name: str | None = entry[1:].strip()
+        if entry.startswith("+"):
+            while name:
+                have.add(name)
+                name = REQUIRES.get(name)
+        elif entry.startswith("-"):
+            have = {feature for feature in have if name not in _chain(feature)}
+    return have
+
+
+def _chain(feature: str) -> list[str]:
+    """A feature and all that it requires."""
+    chain = [feature]
+    while chain[-1] in REQUIRES:
+        chain.append(REQUIRES[chain[-1]])
+    return chain
+
+
+def host() -> str:
+    """The fastest of ISAS that numba compiles for here.
+
+    That is this machine, less what environment variables like NUMBA_CPU_NAME or NUMBA_ENABLE_AVX leave out: an
+    instruction that the target lacks would end the process inside LLVM.
+    """
+    from engine.cpu.kernels import settings  # numba is slow to import, and tables of this module are read without it
+
+    settings.check()  # LLVM ends the process for some of them
+    from numba.core.registry import cpu_target
+
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return best(triple, features)
+
+
+def usable(found: str) -> tuple[str, ...]:
+    """What a machine whose best is `found` can run.
+
+    Every x86 processor with VNNI has AVX2.
+    """
+    return {
+        "vnni512": ("vnni512", "vnni", "avx2", "portable"),
+        "vnni": ("vnni", "avx2", "portable"),
+        "avx2": ("avx2", "portable"),
+        "neon": ("neon", "portable"),
+        "portable": ("portable",),
+    }[found]
