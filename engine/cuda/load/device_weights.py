@@ -16,9 +16,10 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.indexer.indexer import PoolArrays
 from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.model import LaunchPlan
-from engine.cuda.launch_plan.parts.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.parts.attention import AttentionPlan
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan
+from engine.cuda.launch_plan.parts.latent import HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.streams import PerLayerPlan
 from engine.cuda.load.device_compressed import DeviceCompressed

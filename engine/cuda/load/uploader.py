@@ -15,9 +15,10 @@ from engine.cuda.indexer.plan import Pool
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.model import LaunchPlan
-from engine.cuda.launch_plan.parts.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.parts.attention import AttentionPlan
 from engine.cuda.launch_plan.parts.compressed import CompressedPlan
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan
+from engine.cuda.launch_plan.parts.latent import HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.parts.mixture import MoePlan
 from engine.cuda.launch_plan.parts.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.parts.rwkv import ChannelMixPlan

@@ -1,7 +1,7 @@
-"""Attention in the plan, latent attention included: its products, the kernels between them, and the shape of the heads.
+"""Attention in the plan: its products, the kernels between them, and the shape of the heads.
 
 A kind of mixer is one such part: its matrices, the widths it needs, and its launches from the layer's norm to the
-residual stream. Letters: H heads, N, R and V widths of a head's unrotated part, rotated part and value, L rank.
+residual stream.
 """
 
 from __future__ import annotations
@@ -13,118 +13,17 @@ from engine.config import KvType
 from engine.cuda.attention import attention_plan
 from engine.cuda.attention.attention_shape import ALIGNED, AttentionShape, KernelRopeStyle
 from engine.cuda.attention.cache import CacheShape
-from engine.cuda.experts.heads import can_multiply_heads, head_job
-from engine.cuda.launch_plan.families import Card, Families, Family
+from engine.cuda.launch_plan.families import Card
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan, describe_indexer
-from engine.cuda.launch_plan.parts.norms import folds, norm_of
+from engine.cuda.launch_plan.parts.latent import LatentPlan, describe_latent, gate_columns
+from engine.cuda.launch_plan.parts.norms import folds
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
-from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm, RopeStyle
+from engine.model.config import AttentionConfig, QkNorm, RopeStyle
 from engine.model.relative import FARTHEST
-from engine.model.weights import AttentionWeights, ExpertLinear, LatentWeights, Linear
+from engine.model.weights import AttentionWeights, Linear
 
 _ROPE_STYLES = {RopeStyle.NORM: KernelRopeStyle.ADJACENT, RopeStyle.NEOX: KernelRopeStyle.HALVES}
-
-
-@dataclass(frozen=True)
-class HeadMatrices:
-    """A matrix for every head, multiplied with that head's part of a row.
-
-    Attributes:
-        single: one of them, as prompts multiply it.
-        stack: all of them, one below the other.
-        families: HEADS for decode steps where the types allow it.
-    """
-
-    single: Product
-    stack: Matrix
-    families: Families
-
-    @property
-    def heads(self) -> int:
-        """H."""
-        return self.stack.count
-
-    def launches(self, step: Step) -> Iterator[Launch]:
-        """The products of all heads."""
-        if self.at_once(step):
-            job = head_job(self.stack.type, self.heads, step.card.arch)
-            yield Launch("moe_down", job, Family.HEADS, (self.stack.tensor,))
-            return
-        alone = Projection((self.single,), self.single.width, self.single.columns)
-        for _ in range(self.heads):
-            yield from step.product(alone)
-
-    def at_once(self, step: Step) -> bool:
-        """Whether one launch multiplies all heads."""
-        return self.families.family_for(step.n_rows, step.phase) is Family.HEADS
-
-
-@dataclass(frozen=True)
-class LatentPlan:
-    """Latent attention before the cache; see engine.model.config.LatentConfig.
-
-    Attributes:
-        config: widths.
-        heads: H.
-        inputs: gates, if there are any, queries or their compression, the latent vector, the shared rotated part.
-        gate: columns of the gates.
-        q_a_norm: whether the compression is normalized. k_norm: whether the rotated part is.
-        q_b, kv_b: later products, or None. k_b, v_b: matrices of the heads, or None.
-    """
-
-    config: LatentConfig
-    heads: int
-    inputs: Projection
-    gate: int
-    q_a_norm: bool
-    k_norm: bool
-    q_b: Projection | None
-    kv_b: Projection | None
-    k_b: HeadMatrices | None
-    v_b: HeadMatrices | None
-
-    def products(self) -> Iterator[Product]:
-        """All products; of head matrices one."""
-        for projection in (self.inputs, self.q_b, self.kv_b):
-            if projection is not None:
-                yield from projection.parts
-        for heads in (self.k_b, self.v_b):
-            if heads is not None:
-                yield heads.single
-
-    def matrices(self) -> Iterator[Matrix]:
-        """Everything that is uploaded."""
-        for projection in (self.inputs, self.q_b, self.kv_b):
-            if projection is not None:
-                yield from (matrix for part in projection.parts for matrix in part.matrices)
-        yield from (heads.stack for heads in (self.k_b, self.v_b) if heads is not None)
-
-    def launches(self, step: Step) -> Iterator[Launch]:
-        """From the products of norm(x) to queries, keys and values as the attention kernels read them."""
-        yield from step.product(self.inputs)
-        if self.q_b is not None:
-            if self.q_a_norm:
-                yield step.part("normalize_pieces")
-            yield from step.product(self.q_b)
-        if self.k_norm:
-            yield step.part("normalize_pieces")
-        if self.kv_b is None:
-            assert self.k_b is not None
-            for kernel in ("normalize_pieces", "normalize_pieces", "rotate_pieces"):
-                yield step.part(kernel)
-            copied = self.k_b.at_once(step)
-            if copied:
-                yield step.part("rotate_pieces")
-            yield from self.k_b.launches(step)
-            if copied:
-                yield step.part("rotate_pieces")
-            yield step.part("rotate_pieces")
-            return
-        yield step.part("normalize_pieces")
-        yield from step.product(self.kv_b)
-        for _ in range(4 + self.heads):
-            yield step.part("rotate_pieces")
 
 
 @dataclass(frozen=True)
@@ -301,19 +200,11 @@ def attention_shape(config: AttentionConfig, kv_type: KvType, *, crowded: bool =
         alibi=config.alibi > 0.0,
         # Without a rotated part a key has no number behind its value: values are cached apart.
         values_in_keys=config.values_in_keys and config.value_width < config.key_width,
-        gate=-(-_gates(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
+        gate=-(-gate_columns(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
         distances=FARTHEST if config.relative_buckets else 0,
         both_ways=not config.causal,
         crowded=crowded,
     )
-
-
-def _gates(config: AttentionConfig) -> int:
-    """Gates of a token."""
-    if config.output_gate is None:
-        return 0
-    width = config.value_width if config.latent is None else config.latent.value_width
-    return config.n_heads * (1 if config.output_gate is OutputGate.PER_HEAD else width)
 
 
 def rotates_apart(config: AttentionConfig) -> bool:
@@ -327,15 +218,6 @@ def folds_heads(config: AttentionConfig, weights: AttentionWeights) -> bool:
         return True
     plain = config.qk_norm is QkNorm.HEAD and not config.qk_norm_after_rope
     return plain and folds(weights.q_norm) and folds(weights.k_norm)
-
-
-def latent_inputs(weights: AttentionWeights) -> list[Linear]:
-    """What latent attention multiplies the normed input with: gates, queries or their compression, and kv_a."""
-    latent = weights.latent
-    assert latent is not None
-    queries = latent.q if latent.q is not None else latent.q_a
-    assert queries is not None
-    return [*(() if weights.gate is None else (weights.gate,)), queries, latent.kv_a]
 
 
 def attention_inputs(weights: AttentionWeights) -> list[Linear]:
@@ -369,12 +251,12 @@ def describe_attention(
     """
     latent = None
     if weights.latent is not None:
-        latent = _describe_latent(config, weights, weights.latent, chooser)
+        latent = describe_latent(config, weights, weights.latent, chooser)
     folded = kept_at is None and folds_heads(config, weights)  # what is kept is normalized
     shape, indexer = attention_shape(config, kv_type, crowded=crowded), None
     if config.indexer is not None:
         indexer = describe_indexer(config.indexer, weights.indexer, shape, chooser, kv_type)
-    output, gates = chooser.projection([weights.output], factor=factor), _gates(config)
+    output, gates = chooser.projection([weights.output], factor=factor), gate_columns(config)
     plain = latent is None and indexer is None and not gates and weights.sub_norm is None
     leaves = plain and output.takes_operand and attention_plan.decode_plan(shape, *chooser.card).leaves_operand
     return AttentionPlan(
@@ -395,32 +277,3 @@ def describe_attention(
         indexer=indexer,
         leaves_operand=leaves,
     )
-
-
-def _describe_latent(
-    config: AttentionConfig, attention: AttentionWeights, weights: LatentWeights, chooser: Chooser
-) -> LatentPlan:
-    assert config.latent is not None
-    return LatentPlan(
-        config=config.latent,
-        heads=config.n_heads,
-        inputs=chooser.projection(latent_inputs(attention)),
-        gate=_gates(config),
-        k_norm=weights.k_norm is not None,
-        q_a_norm=norm_of(weights.q_a_norm) is not Norm.ABSENT,
-        q_b=None if weights.q_b is None else chooser.projection([weights.q_b]),
-        kv_b=None if weights.kv_b is None else chooser.projection([weights.kv_b]),
-        k_b=_describe_heads(weights.k_b, chooser),
-        v_b=_describe_heads(weights.v_b, chooser),
-    )
-
-
-def _describe_heads(heads: ExpertLinear | None, chooser: Chooser) -> HeadMatrices | None:
-    if heads is None:
-        return None
-    weight = heads.weight
-    plain = heads.scale is None and heads.bias is None
-    joined = plain and can_multiply_heads(weight.type, weight.rows, weight.shape[0])
-    (single,) = chooser.one_of(heads, decodes=not joined, bias=heads.bias is not None).parts
-    decode = ((1, Family.HEADS),) if joined else single.families.decode
-    return HeadMatrices(single, Matrix.of(weight, stacked=True), Families(single.families.prompt, decode))
