@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 
 _COMPILER = shutil.which("g++")
 _FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w")
+_MACRO = re.compile(r"#define ([A-Z_]+) ((?:[^\n]*\\\n)*[^\n]*)")
 _KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\([\w, ]+\)\s+(\w+)\(([^)]*)\)')
 
 
@@ -60,7 +61,9 @@ class HostKernels:
             body = re.sub(r"extern __shared__ (.*?)\[\];", r"static \1[227 << 10];", body)
             body = re.sub(r'asm\("ex2\..*?;\n', "y = exp2f(x);\n", body)
             source += f"\nnamespace of_{i} {{\n{body}"
+            macros = {name: value.replace("\\\n", "").strip() for name, value in _MACRO.findall(body)}
             for name, parameters in _KERNEL.findall(text[files[-1]]):
+                parameters = macros.get(parameters, parameters)
                 names = ", ".join(re.findall(r"(\w+)(?:,|$)", parameters))
                 source += f'\nextern "C" void {name}_{i}(int bx, int by, int threads, {parameters}) {{\n'
                 source += f"    launch_blocks(bx, by, threads, [&] {{ {name}({names}); }});\n}}"
