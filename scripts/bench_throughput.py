@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, help="left out: what the workloads and the curve need")
     parser.add_argument("--kv-type", default="f16", help="number format of the cache (default: f16)")
     parser.add_argument("--target", default=None, help="throughput or latency; left out: the engine's default")
+    parser.add_argument("--deterministic", action="store_true", help="bits of a row that no number of rows changes")
     parser.add_argument("--repetitions", type=int, default=2, help="of each workload, the first not counted if several")
     parser.add_argument("--plot", type=Path, help="write the curve as SVG")
     args = parser.parse_args()
@@ -159,13 +160,13 @@ def main() -> None:
         max_sequences=args.max_sequences,
         cache_tokens=args.cache_tokens,
         prefix_cache=False,
+        deterministic=args.deterministic,
         **more,
     ) as llm:
         plan = llm.memory_plan()
         print(
             f"{args.model.name} on {llm.device}, {llm.max_sequences} sequences, {llm.cache_tokens} tokens of cache "
-            f"({args.kv_type}), "
-            f"{plan.total_bytes / 1e9:.1f} GB"
+            f"({args.kv_type}), {plan.total_bytes / 1e9:.1f} GB{', deterministic' if args.deterministic else ''}"
         )
         numbers = [number for number in numbers if number <= llm.max_sequences]
         waiting = Waiting(llm)
