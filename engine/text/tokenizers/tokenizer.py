@@ -147,10 +147,10 @@ class Tokenizer:
 
     def without_bos(self, text: str) -> str:
         """A text without the names of the BOS token at its beginning."""
-        name = "" if self.bos_id is None else self.token_text(self.bos_id)
-        while name and text.startswith(name):
-            text = text[len(name) :]
-        return text
+        name, place = "" if self.bos_id is None else self.token_text(self.bos_id), 0
+        while name and text.startswith(name, place):
+            place += len(name)
+        return text[place:]
 
     def control_pieces(self, text: str) -> list[str | int]:
         """A text cut at the names of control tokens: other text as it is, and the ids of the tokens."""

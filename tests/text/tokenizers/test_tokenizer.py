@@ -296,6 +296,7 @@ def test_bad_calls_are_refused():
 def test_encode_rendered_adds_no_second_bos():
     assert SPM.encode_rendered("<s>a").count(1) == 1
     assert SPM.encode_rendered("a").count(1) == 1
+    assert SPM.encode_rendered("<s>" * 2_000_000 + "a") == SPM.encode_rendered("a")  # would take hours name by name
 
 
 # ----------------------------------------------------------------------------------------------- ids, types, bad files
