@@ -55,6 +55,7 @@ class Chats:
 
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
+            ContextFullError: the text is longer than any that fits.
         """
         config = self._config
         prompt = chat_prompt(
@@ -64,5 +65,6 @@ class Chats:
             variables,
             config.tool_format,
             config.reasoning_format,
+            self._requests.check_length,
         )
         return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))

@@ -468,5 +468,8 @@ class LLM:
         Raises:
             InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
                 token.
+            ContextFullError: a text whose length alone says that it has more tokens than the context. Others may have
+                more as well.
         """
+        self._requests.check_length(prompt)
         return self._requests.prompt_ids(prompt)

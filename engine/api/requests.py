@@ -143,6 +143,7 @@ class Requests:
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
         self.require_generation()
+        self.check_length(prompt)
         ids = self.prompt_ids(prompt)
         limit = self._context_length
         room = limit - len(ids)
@@ -195,6 +196,17 @@ class Requests:
         if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
             ids = [self._tokenizer.bos_id]
         return self.checked(ids)
+
+    def check_length(self, prompt: Prompt) -> None:
+        """Refuse a text that is too long however it is cut into tokens, before that is done: it may take a minute.
+
+        Raises:
+            ContextFullError: its length is that of the fewest tokens that it can have.
+        """
+        if isinstance(prompt, str) and self._tokenizer is not None:
+            n = self._tokenizer.fewest_tokens(prompt)
+            if n > self._context_length:
+                raise ContextFullError(n, self._context_length, parts="at the least, of the prompt alone")
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids of a prompt, at least one, each in the vocabulary.

@@ -1,6 +1,6 @@
 """A conversation as token ids, with all that is needed to read its answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +95,7 @@ def chat_prompt(
     variables: Mapping[str, Any],
     tool_format: str = "auto",
     reasoning_format: str = "auto",
+    check: Callable[[str], None] = lambda _: None,
 ) -> ChatPrompt:
     """Renders a conversation and encodes it.
 
@@ -106,6 +107,7 @@ def chat_prompt(
             `reasoning_format` are about the answer; `reasoning_effort` is so too where the template does not read it.
         tool_format: name of a form of calls, or "auto".
         reasoning_format: where thoughts go, where the variables do not say so.
+        check: called with the text before it is encoded; may refuse it.
 
     Raises:
         InvalidRequestError: the template refuses the messages, a variable has a name of its own kind, or what is asked
@@ -146,6 +148,7 @@ def chat_prompt(
     rules = None
     if calls is not None or limit is not None:
         rules = AnswerRules(markers, text[-_TAIL:], types, shown, calls, limit, end, banned)
+    check(text)
     return ChatPrompt(
         text=text,
         token_ids=tuple(tokenizer.encode_rendered(text)),

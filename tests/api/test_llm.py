@@ -196,6 +196,18 @@ class TestLimits:
                 tiny.generate([1] * length)
         assert len(tiny.generate([1] * 63, SamplingParams(ignore_eos=True)).token_ids) == 1
 
+    def test_texts_that_are_too_long_in_any_case_are_not_cut_into_tokens(self, llm, monkeypatch):
+        """Which would take seconds for every megabyte that a client sends."""
+        monkeypatch.setattr(type(llm.tokenizer), "encode", lambda *_, **__: pytest.fail("the text was encoded"))
+        text = "Once upon a time " * 100_000
+        template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+        for ask in (llm.generate, llm.stream, llm.add_request, llm.logits, llm.prompt_ids):
+            with pytest.raises(ContextFullError, match=r"tokens \(at the least, of the prompt alone\) do not fit"):
+                ask(text)
+        chatty = LLM(device="cpu", threads=1, chat_template=template)
+        with chatty, pytest.raises(ContextFullError, match="at the least"):
+            chatty.chat([{"role": "user", "content": text}])
+
     @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 33, 63])
     def test_chunked_prompt_equals_whole_prompt(self, tiny, length):
         ids = np.random.default_rng(length).integers(0, 272, length).tolist()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.errors import TokenizerError
-from engine.text.tokenizers.bpe import ByteLevelBpe, CharacterBpe
+from engine.text.tokenizers.bpe import BYTE_OF_CHARACTER, ByteLevelBpe, CharacterBpe
 from engine.text.tokenizers.longest_match import BestSpelling, LongestMatch, unescape
 from engine.text.tokenizers.pretokenizers import PreTokenizer, pre_tokenizer
 from engine.text.tokenizers.spm import SentencePieceBpe
@@ -56,6 +56,7 @@ class Encoding:
         space_first: a space goes before text at the start and after each special token.
         escape_spaces: the encoder takes spaces written as "▁".
         drop_space: the first space of decoded text is not part of it.
+        keeps_all: every character of a text is part of some token; other algorithms may leave some out or join them.
     """
 
     encoder: Encoder
@@ -68,6 +69,7 @@ class Encoding:
     space_first: bool = False
     escape_spaces: bool = False
     drop_space: bool = False
+    keeps_all: bool = False
 
 
 def build_encoding(vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str | None) -> Encoding:
@@ -89,8 +91,8 @@ def build_encoding(vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str
         case "t5":
             return _unigram(vocabulary, metadata)
         case "rwkv":
-            pieces = [unescape(token) for token in vocabulary.tokens]
-            return Encoding(LongestMatch(pieces, vocabulary.ids.get("unk")), Spelling.BACKSLASHES)
+            pieces, unknown = [unescape(token) for token in vocabulary.tokens], vocabulary.ids.get("unk")
+            return Encoding(LongestMatch(pieces, unknown), Spelling.BACKSLASHES, keeps_all=unknown is not None)
         case "plamo2":
             byte_ids = _byte_ids(vocabulary)
             encoder = BestSpelling(vocabulary.tokens, vocabulary.types, _scores(vocabulary), byte_ids)
@@ -107,7 +109,14 @@ def _bpe(vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str | None) -
     if style.byte_level:
         encoder: Encoder = ByteLevelBpe(vocabulary.token_to_id, merges, style)
         separated = name in ("jina-v1-en", "jina-v2-code", "roberta-bpe")
-        return Encoding(encoder, Spelling.BYTE_ALPHABET, pre=name, add_bos=style.add_bos, add_sep=separated)
+        return Encoding(
+            encoder,
+            Spelling.BYTE_ALPHABET,
+            pre=name,
+            add_bos=style.add_bos,
+            add_sep=separated,
+            keeps_all=BYTE_OF_CHARACTER.keys() <= vocabulary.token_to_id.keys(),
+        )
     return _character_bpe(vocabulary, metadata, merges, name, style)
 
 
@@ -136,6 +145,7 @@ def _sentencepiece(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Encod
         space_first=space_first,
         escape_spaces=True,
         drop_space=space_first,
+        keeps_all=True,
     )
 
 

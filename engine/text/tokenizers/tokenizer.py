@@ -59,6 +59,7 @@ class Tokenizer:
         if not encoding.sep_last:
             self._ends = tuple(role for role in self._ends if role != "sep")
         swallow_right = _swallowing(vocabulary, metadata)
+        self._longest = max(map(len, vocabulary.tokens)) if encoding.keeps_all and not swallow_right else None
         self._all_specials = _splitter(
             vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}, swallow_right
         )
@@ -126,6 +127,13 @@ class Tokenizer:
         if add_special:
             ids.extend(self.special_ids[role] for role in self._ends)
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number that `encode` does not go below, from the text's length alone; 0 where the algorithm allows none.
+
+        Long texts are encoded at some megabytes a second, so those that can fit nowhere are better refused by this.
+        """
+        return 0 if self._longest is None else -(-len(self.without_bos(text)) // self._longest)
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat template: one BOS, whether the template writes it or not, and no end token."""

@@ -271,6 +271,22 @@ def test_spm_round_trip(text):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["abc", "▁", " the", "<s>", "<tool>", "<|im_end|>", "é", "\n", "日"])).map("".join))
+def test_texts_have_no_fewer_tokens_than_their_length_says(text):
+    for tokenizer in (BPE, SPM, SPM_PLAIN):
+        assert 0 <= tokenizer.fewest_tokens(text) <= len(tokenizer.encode_prompt(text))
+    assert SPM.fewest_tokens(text + 100 * "b") > 9
+
+
+def test_length_says_nothing_where_text_may_be_left_out():
+    swallowing = Tokenizer.from_metadata(spm_metadata() | {"general.name": "Phi3 mini"})
+    lacking = bpe_metadata()
+    lacking["tokenizer.ggml.tokens"] = ["!!" if token == "Ą" else token for token in lacking["tokenizer.ggml.tokens"]]
+    for tokenizer in (swallowing, Tokenizer.from_metadata(lacking)):
+        assert tokenizer.fewest_tokens("a" * 1000) == 0
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=st.characters()))
 def test_lone_surrogates_become_replacement_characters(text):
     clean = "".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in text)
