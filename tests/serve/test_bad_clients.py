@@ -14,6 +14,7 @@ import pytest
 from engine import LLM
 from engine.serve.http_protocol import Connection
 from engine.serve.models.model_store import ModelSpec
+from engine.text import Tokenizer
 from tests.support.servers.http_server import ENGINE, running
 
 BODY = json.dumps({"prompt": "The", "ignore_eos": True, "max_tokens": 60}).encode()
@@ -43,6 +44,40 @@ def nothing_is_left(server):
     assert not any(server.settle())
     status, _, answer = server.post("/v1/completions", {"prompt": "A", "max_tokens": 2})
     assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
+
+
+LENGTHY = "a b " * 1500
+ASKED = {"messages": [{"role": "user", "content": LENGTHY}], "max_tokens": 1}
+TEXTS = {
+    "/v1/completions": {"prompt": LENGTHY},
+    "/completion": {"prompt": [1, LENGTHY]},
+    "/v1/chat/completions": ASKED,
+    "/v1/messages": ASKED,
+    "/v1/messages/count_tokens": ASKED,
+    "/v1/responses": {"input": LENGTHY},
+    "/api/generate": {"prompt": LENGTHY},
+    "/api/chat": ASKED,
+    "/tokenize": {"content": LENGTHY},
+    "/v1/embeddings": {"input": LENGTHY},
+    "/api/embed": {"input": LENGTHY},
+}
+"""For each endpoint that cuts texts into tokens, a request with a long one."""
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_long_texts_keep_no_other_client_waiting(server, path, monkeypatch):
+    """They are cut into tokens in another thread than that of the event loop, which it would stop for seconds."""
+    encode, where = Tokenizer.encode, []
+
+    def noted(self, text, **options):
+        if LENGTHY in text:
+            where.append(threading.current_thread())
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    server.post(path, TEXTS[path])
+    assert where
+    assert server.thread not in where
 
 
 def answer_to(server, data):

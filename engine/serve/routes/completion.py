@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def router(serving: Serving) -> APIRouter:
         async def start() -> None:
             given = {"logprobs": body.n_probs or None, "constraint": structure.constraint}
             answer.params = params_of(body, serving.settings, run.llm.llm, **given)
-            answer.prompts = _prompts(body.prompt, run.llm.llm)
+            answer.prompts = await asyncio.to_thread(_prompts, body.prompt, run.llm.llm)  # long texts take seconds
             watched = body.stream and body.return_progress
             await run.start(answer.prompts, answer.params, watched=watched, field=structure.field)
 

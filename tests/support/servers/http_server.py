@@ -29,6 +29,7 @@ class Running:
         url: without a path.
         serving: its state; to be read from other threads only.
         llm: the first model, once it is open.
+        thread: that of the event loop.
     """
 
     def __init__(self, specs, settings, open_llm):
@@ -39,8 +40,8 @@ class Running:
         self.url = f"http://127.0.0.1:{self.port}"
         self.problem = None
         self._specs, self._open_llm = specs, open_llm
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._thread.start()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self.thread.start()
         assert self._ready.wait(60), "the server did not begin"
 
     async def _serve(self):
@@ -67,10 +68,10 @@ class Running:
         self.loop.call_soon_threadsafe(self._stop.set)
 
     def stop(self):
-        if self._thread.is_alive():
+        if self.thread.is_alive():
             self.begin_end()
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "the server did not end"
+        self.thread.join(60)
+        assert not self.thread.is_alive(), "the server did not end"
 
     def request(self, method, path, body=None, headers=None, timeout=60):
         """(status, headers, body) of one request; JSON is parsed."""
