@@ -161,6 +161,12 @@ class GGUFFile:
         return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors, {self.file_size} bytes)"
 
 
+def _files_in(folder: Path) -> str:
+    """What a person who named a folder may have meant."""
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    return f" with {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" if names else ""
+
+
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Open a GGUF file; given any part of a split one, all its parts.
 
@@ -179,8 +185,10 @@ class _Part:
         self.path = path
         try:
             # The mode is looked at first: opening a named pipe would wait for a writer.
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise GGUFError(f"{path}: found a directory or device; allowed: a GGUF file")
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                found = f"a directory{_files_in(path)}" if stat.S_ISDIR(mode) else "a device or pipe"
+                raise GGUFError(f"{path}: found {found}; allowed: a GGUF file")
             self.file = open(path, "rb")  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -309,7 +309,11 @@ def test_missing_directory_and_pipe(tmp_path):
 
     with pytest.raises(ModelFileError, match="No such file"):
         open_gguf(tmp_path / "none.gguf")
-    with pytest.raises(GGUFError, match="directory"):
+    with pytest.raises(GGUFError, match="found a directory; allowed"):
+        open_gguf(tmp_path)
+    for name in ("b.gguf", "a.gguf", "c.txt", "d.gguf", "e.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(GGUFError, match=r"found a directory with a\.gguf, b\.gguf, d\.gguf \.\.\.; allowed: a GGUF file"):
         open_gguf(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(GGUFError, match="pipe"):
