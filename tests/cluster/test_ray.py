@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from http.client import HTTPConnection
 
 import openai
@@ -72,15 +71,27 @@ def test_conversations_find_their_pages(server):
 def test_a_lost_replica_takes_only_its_requests_with_it(server):
     first = server.replicas()
     assert len(first) == 2
-    # Answers so long that the replica certainly has some of its own at any time.
-    with under_load(server, 8, partial(ask_either_way, max_tokens=200)) as outcomes:
-        os.kill(server.busiest_replica(), signal.SIGKILL)
+    with under_load(server, 8, ask_either_way) as outcomes:
+        os.kill(stopped_with_requests(server, outcomes), signal.SIGKILL)
         wait_for(lambda: len(set(server.replicas()) - set(first)) == 1, 60)
         wait_for(lambda: server.get("/metrics/replicas").count("vllm:num_requests_running{") == 2, 60)
         time.sleep(1)
     assert set(outcomes) <= {"ok", "lost"}, outcomes
     assert 1 <= outcomes["lost"] <= 8, outcomes
     assert outcomes["ok"] > 20
+
+
+def stopped_with_requests(server, outcomes):
+    """Stops a replica at a moment at which it has requests of its own; its process id."""
+    for _ in range(10):
+        replica = server.busiest_replica()
+        os.kill(replica, signal.SIGSTOP)
+        try:
+            wait_for(lambda: outcomes.overtaken(24), 20)  # less than the 30 s after which Ray replaces it
+            return replica
+        except AssertionError:  # it had none when it was stopped, and gets none
+            os.kill(replica, signal.SIGCONT)
+    raise AssertionError("no replica ever had a request")
 
 
 def test_many_requests_leave_nothing_behind(server):

@@ -53,16 +53,38 @@ def ask_either_way(server, number, prompt, max_tokens=40):
     return {200: "ok", 503: "lost"}.get(status, status)
 
 
+class Outcomes(Counter):
+    """What came of requests, counted, and which of them have begun but not ended."""
+
+    def __init__(self):
+        super().__init__()
+        self._open = {}
+
+    def begin(self, client):
+        """A client sends its next request."""
+        self._open[client] = self.total()
+
+    def end(self, client, outcome):
+        """It has its answer."""
+        del self._open[client]
+        self[outcome] += 1
+
+    def overtaken(self, n):
+        """How many open requests have seen at least n others end: of requests that are all alike, those that hang."""
+        return sum(self.total() - before >= n for before in list(self._open.values()))
+
+
 @contextmanager
 def under_load(server, clients, ask):
-    """Clients that ask one after the other until the block ends; yields what came of it, counted."""
-    outcomes, stop = Counter(), threading.Event()
+    """Clients that ask one after the other until the block ends; yields what came of it."""
+    outcomes, stop = Outcomes(), threading.Event()
 
     def load(number):
         n = 0
         while not stop.is_set():
             n += 1
-            outcomes[ask(server, number, f"{number} {n} {STORY}")] += 1
+            outcomes.begin(number)
+            outcomes.end(number, ask(server, number, f"{number} {n} {STORY}"))
 
     with ThreadPoolExecutor(clients) as pool:
         loads = [pool.submit(load, number) for number in range(clients)]
