@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engine.api.requests import Requests
@@ -44,8 +45,8 @@ class Chats:
             self._template = ChatTemplate.from_metadata(metadata, self._requests.tokenizer)
         if self._template is None:
             raise InvalidRequestError(
-                f"{self._config.model} holds no chat template: use generate instead, or give a template of your own "
-                "(chat_template, --chat-template-file)"
+                f"{Path(str(self._config.model)).name} holds no chat template: use generate instead, or give a "
+                "template of your own (chat_template, --chat-template-file)"
             )
         self._template.compile()
         return self._template
