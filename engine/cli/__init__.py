@@ -67,7 +67,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         elif isinstance(error, EngineError):
             message = str(error)
         elif isinstance(error, OSError):
-            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         elif isinstance(error, MemoryError):
             message = "the system gives no more memory: close other programs, or take a smaller model, text or context"
         else:

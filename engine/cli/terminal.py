@@ -83,11 +83,20 @@ def read_text(path: Path) -> str:
         endless = file.read(1) != b""
     if endless:
         raise InvalidRequestError(f"{path} has more than {MOST_TEXT} bytes; that is more than any model reads at once")
+    return utf8_text(raw, str(path))
+
+
+def utf8_text(raw: bytes, source: str) -> str:
+    """Text of its bytes.
+
+    Raises:
+        InvalidRequestError: they are not UTF-8; source says in it where they come from.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte {error.start} is 0x{raw[error.start]:02x}"
-        raise InvalidRequestError(f"{path} is not UTF-8 text: {found}; convert it first") from None
+        raise InvalidRequestError(f"{source} is not UTF-8 text: {found}; convert it first") from None
 
 
 def note(text: str) -> None:

@@ -262,10 +262,26 @@ class TestErrors:
             (["perplexity", "/no/such/text"], "/no/such/text"),
             (["inspect", "/no/such/file.gguf"], "/no/such/file.gguf"),
             (["nonsense"], "nonsense"),
+            (["generate", "abc\udcff"], "prompt is not UTF-8 text: byte 3 is 0xff"),
+            (["generate", "a", "--stop", "b", "--stop", "\udcff"], "stop is not UTF-8"),
+            (["embed", "a", "\udcc3"], "texts is not UTF-8"),
         ],
     )
     def test_one_clear_line(self, arguments, words):
         assert words in error_of(*arguments)
+
+    def test_arguments_are_utf8_whatever_the_locale_decodes(self):
+        """With the locale C and no UTF-8 mode Python gives the bytes of an umlaut as two surrogates."""
+        done = [run("generate", text, "-n", 3, "--temp", 0, "--json") for text in ("für", "f\udcc3\udcbcr")]
+        plain, escaped = (json.loads(one.stdout)["prompt_token_ids"] for one in done)
+        assert plain == escaped
+
+    def test_an_error_without_a_file_has_no_number(self, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("engine.cli.commands.generate.write", full)
+        assert error_of("generate", "a", "-n", 1).splitlines()[-1] == "error: No space left on device"
 
     def test_a_file_that_is_no_model(self, tmp_path):
         path = tmp_path / "x.gguf"

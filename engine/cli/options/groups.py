@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from engine.cli.terminal import utf8_text
 
 Result = TypeVar("Result")
 
@@ -55,6 +58,7 @@ def with_groups(command: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(command)
     def run(**given: Any) -> Result:
+        given = {name: _readable(name, value) for name, value in given.items()}
         for argument, (group, names) in groups.items():
             given[argument] = group(**{name: given.pop(name) for name in names})
         return command(**given)
@@ -62,6 +66,25 @@ def with_groups(command: Callable[..., Result]) -> Callable[..., Result]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _readable(name: str, value: Any) -> Any:
+    """The value of an argument, where it is text as UTF-8 whatever the locale says.
+
+    Python puts surrogates in place of bytes that the locale does not decode; a tokenizer would take them for U+FFFD.
+
+    Raises:
+        InvalidRequestError: it is not UTF-8 and names no file.
+    """
+    if isinstance(value, list):
+        return [_readable(name, one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value if os.path.lexists(value) else utf8_text(os.fsencode(value), name)
+    return value
 
 
 def _expand(group: type, marks: list[Any]) -> list[inspect.Parameter]:
