@@ -313,7 +313,7 @@ def test_missing_directory_and_pipe(tmp_path):
         open_gguf(tmp_path)
     for name in ("b.gguf", "a.gguf", "c.txt", "d.gguf", "e.gguf"):
         (tmp_path / name).touch()
-    with pytest.raises(GGUFError, match=r"found a directory with a\.gguf, b\.gguf, d\.gguf \.\.\.; allowed: a GGUF file"):
+    with pytest.raises(GGUFError, match=r"directory with a\.gguf, b\.gguf, d\.gguf \.\.\.; allowed"):
         open_gguf(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(GGUFError, match="pipe"):
