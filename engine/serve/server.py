@@ -22,14 +22,34 @@ from engine.serve.serving import Serving
 log = logging.getLogger("engine.serve")
 
 
+_LAST = 5.0
+"""Seconds that cancelled requests have to leave their places."""
+
+
+@contextlib.contextmanager
+def _cancellations_untold() -> Iterator[None]:
+    """uvicorn takes every request that is cancelled for a failure of the application, and logs its traceback."""
+
+    def told(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(told)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which here ends with status 0 after SIGTERM and SIGINT, and drains for a bounded time.
 
     Args:
         serving: what it serves.
+        ending: called with the number of running requests when they are waited for.
     """
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, ending: Callable[[int], None]) -> None:
         settings = serving.settings
         connection = type("LimitedConnection", (Connection,), {"timeout": settings.read_timeout})
         super().__init__(
@@ -50,6 +70,22 @@ class Server(uvicorn.Server):
             )
         )
         self._serving = serving
+        self._ending = ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for running requests, as long as the settings say, and close everything."""
+        running = list(self.server_state.tasks)
+        if running and not self.force_exit:
+            self._ending(len(running))
+        with _cancellations_untold():
+            await super().shutdown(sockets)
+            if self.force_exit:  # uvicorn leaves requests and models as they are
+                for task in running:
+                    task.cancel()
+            if running:
+                await asyncio.wait(running, timeout=_LAST)
+            if self.force_exit:
+                await self.lifespan.shutdown()
 
     def begin_end(self) -> None:
         """Take no new requests and end when the running ones have."""
@@ -77,7 +113,11 @@ class Server(uvicorn.Server):
 
 
 async def serve(
-    serving: Serving, sockets: list[socket.socket], ready: Callable[[], None], stop: asyncio.Event | None = None
+    serving: Serving,
+    sockets: list[socket.socket],
+    ready: Callable[[], None],
+    stop: asyncio.Event | None = None,
+    ending: Callable[[int], None] = lambda _: None,
 ) -> str | None:
     """Serve until a signal comes.
 
@@ -86,11 +126,12 @@ async def serve(
         sockets: bound sockets.
         stop: does what SIGTERM does, for servers outside the main thread.
         ready: called when the model of a server with one model is open, else when the server answers.
+        ending: called with the number of running requests when the end begins and they are waited for.
 
     Returns:
         None after an orderly end; what was wrong where the only model cannot be opened.
     """
-    server = Server(serving)
+    server = Server(serving, ending)
     running = asyncio.ensure_future(server.serve(sockets=sockets))
     problem: str | None = None
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -58,8 +59,52 @@ def test_it_prints_its_address_and_drains_at_sigterm(start):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out == ""
+    assert "waiting for running requests (1), at most 30 s; Ctrl-C again does not wait\n" in err
     entry = json.loads(err.strip().splitlines()[-1])
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/v1/completions", 200)
+
+
+@pytest.mark.parametrize("grace", ["30", "1"])
+def test_requests_that_are_cut_short_at_the_end_leave_no_traceback(start, grace):
+    """By a second Ctrl-C, or because they take longer than their time."""
+    process, port, _ = start("--grace", grace)
+    body = json.dumps({"prompt": "The", "max_tokens": 1000, "ignore_eos": True, "stream": True})
+    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(6)]
+    for connection in connections:
+        connection.request("POST", "/v1/completions", body)
+    answers = [connection.getresponse() for connection in connections]
+    assert all(answer.readline().startswith(b"data: ") for answer in answers)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("waiting for running requests (6)")
+    if grace == "30":
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 1, err
+    for connection in connections:
+        connection.close()
+
+
+def test_what_is_shown_while_it_starts_ends_when_it_has_started(monkeypatch):
+    events = []
+
+    @contextmanager
+    def status(text):
+        events.append(text)
+        yield
+        events.append("started")
+
+    async def serve(serving, sockets, ready, **options):
+        ready()
+        events.append("serves")
+        for one in sockets:
+            one.close()
+
+    monkeypatch.setattr("engine.cli.commands.serve.status", status)
+    monkeypatch.setattr("engine.serve.server.serve", serve)
+    assert "page: " in run("serve", "--port", 0).stdout
+    assert events == ["starting ...", "started", "serves"]
 
 
 def test_ctrl_c_ends_it(start):

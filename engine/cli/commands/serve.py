@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -240,14 +241,14 @@ def _serve_replicas(specs: list[ModelSpec], settings: ServeSettings, cluster: Cl
         raise InvalidRequestError("--port is 0; with --ray-address give the port that every machine of it listens on")
     from engine.cluster.launch import run
 
-    with status("starting the replicas ..."):
-        run(
-            specs,
-            replace(settings, port=port),
-            chosen,
-            address=cluster.ray_address,
-            ready=lambda: _tell(specs, settings, port),
-        )
+    with ExitStack() as starting:
+        starting.enter_context(status("starting the replicas ..."))
+
+        def ready() -> None:
+            starting.close()
+            _tell(specs, settings, port)
+
+        run(specs, replace(settings, port=port), chosen, address=cluster.ray_address, ready=ready)
     return 0
 
 
@@ -261,12 +262,17 @@ def _serve(specs: list[ModelSpec], settings: ServeSettings) -> int:
     port = sockets[0].getsockname()[1]
 
     def ready() -> None:
+        starting.close()
         _tell(specs, settings, port)
 
-    async def run() -> str | None:
-        return await serve(Serving(specs, settings), sockets, ready)
+    def ending(running: int) -> None:
+        note(f"waiting for running requests ({running}), at most {settings.grace:g} s; Ctrl-C again does not wait")
 
-    with status("starting ..."):
+    async def run() -> str | None:
+        return await serve(Serving(specs, settings), sockets, ready, ending=ending)
+
+    with ExitStack() as starting:
+        starting.enter_context(status("starting ..."))
         problem = asyncio.run(run())
     if problem is not None:
         raise EngineError(problem)
