@@ -17,6 +17,7 @@ from engine.cli.commands.perplexity import perplexity
 from engine.cli.commands.pull import pull
 from engine.cli.commands.rm import rm
 from engine.cli.commands.serve import serve
+from engine.cli.help import Command
 
 app = typer.Typer(
     help="Run GGUF language models: no compiler, no build, on the CPU or with the whole model on the GPU. "
@@ -27,8 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (generate, chat, embed, serve, inspect, bench, perplexity, pull, rm):
-    app.command()(command)
-app.command("list")(list_models)
+    app.command(cls=Command)(command)
+app.command("list", cls=Command)(list_models)
 
 
 def _version(wanted: bool) -> None:

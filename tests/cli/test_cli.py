@@ -16,9 +16,11 @@ import time
 from unittest import mock
 
 import pytest
+from typer.main import get_command
 
 from engine import __version__
 from engine.api.stream import Stream
+from engine.cli.app import app
 from tests.support.command_line import run
 from tests.support.models.gguf_builder import tiny_llama
 
@@ -452,10 +454,21 @@ class TestStart:
     def test_every_command_has_help(self, command):
         assert "--model" in run(command, "--help").stdout
 
+    @pytest.mark.parametrize("columns", [40, 80])
+    def test_no_name_of_an_option_is_cut(self, columns):
+        for name, command in get_command(app).commands.items():
+            lines = run(name, "--help", columns=columns).stdout.splitlines()
+            assert max(map(len, lines)) <= columns
+            assert "…" not in "".join(lines)
+            words = {word.strip(",") for line in lines for word in line.split()}
+            for parameter in command.params:
+                if parameter.param_type_name == "option":
+                    assert {*parameter.opts, *parameter.secondary_opts} <= words
+
     def test_help_tells_what_is_taken_without_an_option(self):
         text = run("generate", "--help").stdout
         for default in ("the bundled model", "256", "the physical cores", "random", "0.95"):
-            assert f"{default})]" in text or f"default: {default}]" in text, default
+            assert f"{default})" in text or f"default: {default}]" in text, default
 
     def test_version(self):
         assert run_process("--version").stdout == f"gguf-engine {__version__}\n"

@@ -12,11 +12,11 @@ import pytest
 from engine.cli import main
 
 
-def run(*arguments, stdin="", status=0):
-    """Call main() as the command does."""
+def run(*arguments, stdin="", status=0, columns=200):
+    """Call main() as the command does, on a terminal of so many columns."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
-    environment = {"COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
     with (
         mock.patch.object(sys, "argv", ["gguf-engine", *map(str, arguments)]),
         mock.patch.object(sys, "stdin", given),
