@@ -27,10 +27,14 @@ def no_memory():
 
 
 def run_once(folder):
-    """A text made by a process of its own, with kernel caches in a folder."""
+    """A text made by a process of its own, with kernel caches in a folder.
+
+    Its settings name what would be chosen by the memory that is free: beside other processes, the second run would
+    take a smaller cache or fewer rows of prompts, and so other kernels.
+    """
     code = (
         "from engine import LLM, SamplingParams\n"
-        "with LLM(device='cuda', context_length=128, max_sequences=1) as llm:\n"
+        "with LLM(device='cuda', context_length=128, max_sequences=1, cache_tokens=128, prefill_chunk=128) as llm:\n"
         "    print(llm.generate('Once', SamplingParams(max_tokens=5, temperature=0)).text)"
     )
     caches = {"GGUF_ENGINE_CACHE": str(folder / "ours"), "CUPY_CACHE_DIR": str(folder / "cupy")}
@@ -48,7 +52,7 @@ def test_damaged_cubins_are_replaced_and_never_loaded(tmp_path):
     for number, path in enumerate(files):
         path.write_bytes(ways[number % len(ways)](whole[path]))
     assert run_once(tmp_path) == text
-    assert {path: path.read_bytes() for path in files} == whole
+    assert [path.name for path in files if path.read_bytes() != whole[path]] == []
     assert sorted((tmp_path / "ours").rglob("*")) == sorted({*files, files[0].parent})
 
 
