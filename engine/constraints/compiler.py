@@ -13,6 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from engine.concurrency import fork
 from engine.constraints.answer_mask import AnswerMask
 from engine.constraints.call_grammar import call_grammar
+from engine.constraints.costs import check_cost, check_patterns
 from engine.constraints.grammars import grammar_text, refused
 from engine.constraints.limited import LimitedMask
 from engine.constraints.matcher import GrammarMask
@@ -101,6 +102,7 @@ class ConstraintCompiler:
             InvalidRequestError: calls of this form cannot be told from constrained text, or arguments of a tool cannot
                 be held to their schema.
         """
+        check_cost(constraint)
         if calls is not None:
             self._check_beside_text(calls)
         found = self._matcher(constraint, opening, calls)
@@ -124,6 +126,7 @@ class ConstraintCompiler:
 
     def _check_calls(self, calls: CallRules) -> int:
         """Calls that cannot be constrained are refused now or never. Returns the tokens that matchers know."""
+        check_patterns(schema for _, schema in calls.tools)
         try:
             n_tokens = self._matcher(self._calls(calls, opened=False)).n_tokens
             self._matcher(self._calls(calls, opened=True))

@@ -10,6 +10,7 @@ import pytest
 from engine import LLM, Choice, EngineError, Gbnf, InvalidRequestError, JsonObject, JsonSchema, Lark, Regex
 from engine import SamplingParams as Params
 from engine.constraints import ConstraintCompiler
+from engine.constraints.costs import check_patterns
 from engine.constraints.vocabulary import VocabularyView
 from engine.sampling.sampler import sample
 from engine.text import Tokenizer
@@ -162,6 +163,11 @@ REFUSED = [
     (JsonSchema({"type": "object", "not": {"required": ["a"]}}), "not"),
     (JsonSchema({"not": {}, "x-guidance": {"lenient": True}}), "not"),
     (JsonSchema({"type": "integer", "minimum": 2, "maximum": 1}), "minimum|unsatisfiable|greater"),
+    # These would take minutes, and gigabytes of memory, until the library refuses them.
+    (Regex("(a|b)*" * 50_000), "300000 characters; allowed: at most 50000"),
+    (Lark("start: /" + "(a|b)*" * 50_000 + "/"), "300009 characters"),
+    (Gbnf("root ::= " + '("a"|"b")* ' * 50_000), "characters"),
+    (JsonSchema({"anyOf": [{"patternProperties": {"(a|b)*" * 6_000: {"pattern": "a" * 20_000}}}]}), "56000 characters"),
 ]
 
 
@@ -171,6 +177,14 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm, constraint, re
         llm.generate("Once", Params(constraint=constraint, max_tokens=1))
     assert "\n" not in str(caught.value).strip() or isinstance(constraint, (Regex, Lark))
     assert llm.active_requests == 0
+
+
+def test_patterns_of_tools_count_together():
+    """Each alone would pass; what only looks like a pattern counts as well."""
+    schema = json.dumps({"properties": {"pattern": {"type": "string"}, "a": {"pattern": "x" * 20_000}}})
+    check_patterns([schema] * 2)
+    with pytest.raises(InvalidRequestError, match="have 60000 characters; allowed: at most 50000"):
+        check_patterns([schema] * 3)
 
 
 @pytest.mark.parametrize("bad", ["", 7, None, " "])

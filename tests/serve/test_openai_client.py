@@ -213,6 +213,8 @@ def test_responses(server, client, stream):
         ({"extra_body": {"typical": 3}}, "typical"),
         ({"logit_bias": {"x": 1000_000_000}}, "logit_bias"),
         ({"logit_bias": {"9999999": 1}}, "logit_bias"),
+        ({"extra_body": {"logit_bias": [["abc " * 100, 1]] * 100}}, "logit_bias"),
+        ({"extra_body": {"guided_regex": "(a|b)*" * 50_000}}, "guided_regex"),
         ({"messages": "hello"}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages"),

@@ -79,12 +79,18 @@ def test_streamed_calls_are_those_of_the_whole_answer(client):
     assert reasons[-1] == "tool_calls"
 
 
+def named(name, properties=None):
+    parameters = {"type": "object", "properties": properties or {}}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "names the function 'x'"),
         ({"tool_choice": "never"}, "tool_choice is 'never'"),
         ({"tools": [TOOL, TOOL]}, "two functions named"),
+        ({"tools": [named(f"f{number}") for number in range(50_000)]}, "50000 functions; allowed: at most 1024"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "the name 'a b'"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {"type": "string"}}}}]},

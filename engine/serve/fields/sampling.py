@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.api.llm import LLM
 from engine.errors import InvalidRequestError
-from engine.sampling.params import SamplingParams
+from engine.sampling.params import MAX_LOGIT_BIAS, SamplingParams
 from engine.serve.errors import ApiError, as_api_error
 from engine.serve.fields.body import Body
 from engine.serve.fields.structure import FIELDS, Structure, structure_of
@@ -117,6 +117,9 @@ class SamplingFields(Body):
     timings_per_token: bool = False
 
 
+_MOST_BIAS_TEXT = 1 << 14
+
+
 def structure_in(body: SamplingFields, **more: Any) -> Structure:
     """What the answer has to be.
 
@@ -181,6 +184,16 @@ def make_params(values: Mapping[str, Any], used: Mapping[str, str], llm: LLM) ->
 def _bias(given: Any, llm: LLM) -> dict[int, float]:
     """Numbers by token id; a text means all of its tokens, and false forbids a token."""
     pairs = given.items() if isinstance(given, dict) else given
+    keys = [pair[0] for pair in pairs if pair and isinstance(pair[0], str)]
+    # Before anything is encoded: this runs in the event loop, and a text of a megabyte takes a second.
+    if len(given) > MAX_LOGIT_BIAS or sum(map(len, keys)) > _MOST_BIAS_TEXT:
+        raise ApiError(
+            400,
+            f"logit_bias has {len(given)} entries with {sum(map(len, keys))} characters; allowed: at most "
+            f"{MAX_LOGIT_BIAS} with {_MOST_BIAS_TEXT}",
+            param="logit_bias",
+            code="invalid_value",
+        )
     found: dict[int, float] = {}
     for pair in pairs:
         if len(pair) != 2:

@@ -19,6 +19,9 @@ from engine.text.answers.parser import AnswerParser
 from engine.text.answers.tool_calls import Types
 
 CHOICES = ("auto", "none", "required")
+MAX_TOOLS = 1024
+"""Of one request. Grammars of calls have room for some thousands of parameters in all."""
+
 _NAME = re.compile(r"[\w.:/-]{1,128}")
 _COMBINING = ("anyOf", "oneOf", "allOf", "patternProperties", "$ref", "if")
 
@@ -100,11 +103,13 @@ def choose_tools(tools: Sequence[Mapping[str, Any]], choice: Any, parallel: Any)
         parallel: whether an answer may have several calls; None is True.
 
     Raises:
-        InvalidRequestError: a tool without a proper name, a choice that does not exist or names no tool.
+        InvalidRequestError: too many tools, one without a proper name, a choice that does not exist or names no tool.
     """
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequestError(f"tools has {len(tools)} functions; allowed: at most {MAX_TOOLS}")
     names = [_name(tool, index) for index, tool in enumerate(tools)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRequestError(f"tools has two functions named {twice!r}; give each a name of its own")
     if parallel not in (None, True, False):
         raise InvalidRequestError(f"parallel_tool_calls is {parallel!r}; allowed: True or False")
