@@ -4,7 +4,8 @@
 // - formats_half.cuh (decode_gemm.cu): quants times integer scales, exact, with super-block scales and minimums applied to
 //   sums in float32. A chunk is unpacked once for at most 64 rows, so it has to be cheap.
 // - gemm_unpack.cuh (gemm.cu, moe_rows.cu): quants times the whole scale, rounded to a half. The sums of hundreds of
-//   tokens stay in the tensor cores from the first column to the last and cannot be corrected in between.
+//   tokens stay in the tensor cores from the first column to the last and cannot be corrected in between. moe_rows.cu has
+//   few rows and takes quants without a scale where that is possible (moe_rows_columns.cuh).
 // Neither can take over the other's format code without changing results. Both take layouts, scales and signed bytes from
 // the format's struct (formats.cuh, formats_coded.cuh), so a new format is written there alone.
 

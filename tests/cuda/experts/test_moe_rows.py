@@ -143,7 +143,7 @@ def test_every_type_against_float64(cupy, kernels, rng, type):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("types", [(Q4, Q6), (Q6, Q4), (F16, Q8)], ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 9, 33, 64, 150])
+@pytest.mark.parametrize("rows", [1, 2, 9, 33, 64, 65, 150, 256])
 def test_experts_against_float64(cupy, rng, types, rows):
     mixture = Mixture(cupy, rng, types)
     x, scores = mixture.inputs(rng, rows)
@@ -152,9 +152,19 @@ def test_experts_against_float64(cupy, rng, types, rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [(1, 1, 512, 256), (3, 3, 256, 5120), (2, 1, 9216, 256), (300, 32, 256, 256)], ids=str)
-def test_sizes(cupy, rng, size):
-    mixture = Mixture(cupy, rng, (Q4, Q4), size=size)
+@pytest.mark.parametrize(
+    ("size", "type"),
+    [
+        ((1, 1, 512, 256), Q4),
+        ((3, 3, 256, 5120), Q4),
+        ((2, 1, 9216, 256), Q4),
+        ((300, 32, 256, 256), Q4),
+        ((12, 3, 384, 640), Q8),
+    ],
+    ids=str,
+)
+def test_sizes(cupy, rng, size, type):
+    mixture = Mixture(cupy, rng, (type, type), size=size)
     mixture.check(*mixture.inputs(rng, 40), mixture.norm(rng))
 
 
