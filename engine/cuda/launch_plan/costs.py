@@ -14,8 +14,13 @@ _DENSE = {
     1: 1.5, 8: 2.1, 16: 2.3, 32: 2.9, 64: 3.6, 96: 5.1, 128: 5.9, 192: 8.0, 256: 9.5, 384: 14.0, 512: 17.8, 768: 26.0,
     1024: 34.9,
 }  # fmt: skip
-_MIXTURE = {1: 1.3, 4: 3.1, 16: 6.3, 32: 8.7, 64: 11.0, 96: 12.5, 128: 13.2, 256: 18.5, 512: 23.7, 1024: 34.0}
+_MIXTURE = {
+    1: 1.4, 4: 2.9, 16: 5.3, 32: 6.3, 64: 7.3, 96: 8.7, 128: 9.6, 192: 11.1, 256: 12.7, 512: 19.8, 1024: 29.0,
+}  # fmt: skip
 """Rows and milliseconds of a step, 8B and 30B-A3B Q4_K_M on an H200. Other models of a kind have similar ratios."""
+_FILLED, _FILLING = 256, 0.015
+"""Rows of the largest step of a mixture in which rows share experts, and milliseconds that a row takes less which only
+fills it: it has no experts."""
 
 Cost = Callable[[int], float]
 
@@ -25,8 +30,8 @@ def cost_of(sizes: Sequence[int], *, mixture: bool, deterministic: bool = False)
 
     Args:
         sizes: numbers of rows that steps may have, ascending; a step is filled up to one of them.
-        mixture: whether the model has experts. Up to 64 rows what counts is their experts, which rows that only fill
-            a step do not have.
+        mixture: whether the model has experts, which rows that only fill a step do not have. Up to 64 rows they are
+            all that counts.
         deterministic: rows are multiplied 64 at a time.
     """
     table = _MIXTURE if mixture else _DENSE
@@ -42,7 +47,9 @@ def cost_of(sizes: Sequence[int], *, mixture: bool, deterministic: bool = False)
     def cost(n: int) -> float:
         if mixture and n <= 64:
             return of_size(n)
-        return costs[min(bisect_left(sizes, n), len(costs) - 1)]
+        at = min(bisect_left(sizes, n), len(costs) - 1)
+        shared = mixture and not deterministic and n <= sizes[at] <= _FILLED
+        return costs[at] - (_FILLING * (sizes[at] - n) if shared else 0.0)
 
     return cost
 

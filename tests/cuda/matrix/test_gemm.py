@@ -59,10 +59,10 @@ def test_families_share_kernels_and_leave_float32_out():
 
 def test_every_block_fits_its_multiprocessor():
     from engine.cuda.driver.compiler import shared_limit
-    from engine.cuda.matrix.gemm_plan import STEP_TILES, TILES, family, shared_bytes
+    from engine.cuda.matrix.gemm_plan import EXPERT_TILES, STEP_TILES, TILES, family, shared_bytes
 
     for members in [*family(ALL_TYPES), *((type,) for type in ALL_TYPES)]:
-        for tile in (*TILES, *STEP_TILES):
+        for tile in (*TILES, *STEP_TILES, *EXPERT_TILES):
             # The driver takes 1 KiB per block, of 228.
             assert tile.blocks * (shared_bytes(members, tile) + 1024) <= shared_limit(90) + 1024
 
@@ -72,10 +72,10 @@ def test_multiplications_stay_in_flight(type):
     """The assembler says so where it had to put a wait behind every multiplication: a third of the speed."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
     from engine.cuda.driver.compiler import BASE_OPTIONS, kernel_source
-    from engine.cuda.matrix.gemm_plan import STEP_TILES, TILES, build_job
+    from engine.cuda.matrix.gemm_plan import EXPERT_TILES, STEP_TILES, TILES, build_job
     from engine.cuda.rows.activation import KernelActivation
 
-    tiles = (*TILES, *STEP_TILES)
+    tiles = (*TILES, *STEP_TILES, *EXPERT_TILES[:-1])
     tile = tiles[ALL_TYPES.index(type) % len(tiles)]
     program = nvrtc.createProgram(kernel_source(*build_job([type], tile, KernelActivation.SILU)), "gemm.cu", (), ())
     try:
