@@ -12,7 +12,6 @@
 
 constexpr int TEAMS = WARPS / SPLIT, PIECES = FORMAT0::COLUMNS / 128;
 constexpr int RING = WARPS * DEPTH * SLOT, WAITS = 4;
-constexpr int AT_ONCE = 8;    // loads of a lane in the search for the block's tiles: each waits for the L2
 constexpr int UNPACKING = 1;  // what a tile costs beside its groups, in groups: blocks are cut by cost
 static_assert(PAGES == 0 || (PAGES >= 3 && PAGES <= WAITS), "a run has to fit");
 
@@ -31,17 +30,11 @@ struct Runs {
         const i64 total = ((i64)UNPACKING * count + table[1]) * tiles;
         const i64 from = part * total / parts, to = (part + 1) * total / parts;
         int before = 0, inside = 0;
-        for (int i = 0; i < count; i += 32 * AT_ONCE) {
-            int groups[AT_ONCE];
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; ++j) groups[j] = i + j * 32 + lane < count ? begin(i + j * 32 + lane) : 0;
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; ++j) {
-                const int r = i + j * 32 + lane;
-                const i64 cost = r < count ? (i64)(UNPACKING * r + groups[j]) * tiles : total + 1;
-                before += __popc(__ballot_sync(FULL_MASK, cost <= from));
-                inside += __popc(__ballot_sync(FULL_MASK, cost <= to));
-            }
+        for (int i = 0; i < count; i += 32) {
+            const int r = i + lane;
+            const i64 cost = r < count ? (i64)(UNPACKING * r + begin(r)) * tiles : total + 1;
+            before += __popc(__ballot_sync(FULL_MASK, cost <= from));
+            inside += __popc(__ballot_sync(FULL_MASK, cost <= to));
         }
         first = place(before - 1, from, tiles), last = place(inside - 1, to, tiles);
     }
@@ -51,22 +44,6 @@ struct Runs {
         const int left = (int)(cost - (i64)(UNPACKING * run + own) * tiles);
         return run * tiles + min(tiles, (left + each - 1) / each);
     }
-};
-
-// A tile on the way through the runs from `run` on.
-struct Place {
-    const Runs& runs;
-    int tiles, run, begin, index;  // begin: of the run's tiles; index: of the tile
-    int2 entry;                    // of the run
-    __device__ __forceinline__ Place(const Runs& all, int tiles_of_run, int first_run, int first)
-        : runs(all), tiles(tiles_of_run), run(first_run - 1), begin(run * tiles), index(first) {}
-    __device__ __forceinline__ void find() {
-        if (index < begin + tiles) return;
-        do ++run, begin += tiles;
-        while (index >= begin + tiles);
-        entry = runs.at(run);
-    }
-    __device__ __forceinline__ int tile() const { return index - begin; }
 };
 
 // The chunks of a tile for `count` groups, then store(expert, pairs, group, sums) for each: a lane (g, t) has rows g and
@@ -158,19 +135,18 @@ DEVICE void multiply_tiles(const u8* data, int tiles, int chunks, const int* tab
     };
 #endif
 
-    // The producer runs DEPTH chunks ahead, over tiles and runs.
-    Place ahead(runs, tiles, first_run, first + team), now = ahead;
-    int left = 0;
+    // The producer runs DEPTH chunks ahead, over tiles and groups.
+    int next = first + team, left = 0;
     const u8* source = nullptr;
     auto produce = [&](int slot) {
         if (lane) return;
         if (left == 0) {
-            if (ahead.index >= end || count == 0) return;
-            ahead.find();
-            const int expert = ahead.entry.x & 0xffff;
-            source = data + ((expert * (i64)tiles + ahead.tile()) * chunks + begin) * FORMAT0::CHUNK_BYTES;
+            if (next >= end || count == 0) return;
+            const int of = next / tiles;
+            const int expert = runs.at(of).x & 0xffff;
+            source = data + ((expert * (i64)tiles + next - of * tiles) * chunks + begin) * FORMAT0::CHUNK_BYTES;
             left = count;
-            ahead.index += TEAMS;
+            next += TEAMS;
         }
         const u32 barrier = barriers + slot * 8;
         barrier_expect(barrier, FORMAT0::CHUNK_BYTES);
@@ -198,12 +174,12 @@ DEVICE void multiply_tiles(const u8* data, int tiles, int chunks, const int* tab
 #if PAGES
     if (first < end) wait_for(run);
 #endif
-    for (; now.index < end; now.index += TEAMS) {
-        now.find();
-        const int2 entry = now.entry;
-        const int pairs = entry.x >> 16, groups = (pairs + 7) / 8, tile = now.tile();
+    for (int index = first + team; index < end; index += TEAMS) {
+        const int of = index / tiles;
+        const int2 entry = runs.at(of);
+        const int pairs = entry.x >> 16, groups = (pairs + 7) / 8;
 #if PAGES
-        for (; run < now.run; ++run) release(run), wait_for(run + 1);
+        for (; run < of; ++run) release(run), wait_for(run + 1);
         const u8* const x = pool;
         const int first_page = entry.y % PAGES;
 #else
@@ -228,7 +204,7 @@ DEVICE void multiply_tiles(const u8* data, int tiles, int chunks, const int* tab
             return member == 0;
         };
         auto give = [&](int j, float4 sums) {
-            store(entry.x & 0xffff, min(8, pairs - j * 8), entry.y + j, tile, sums);
+            store(entry.x & 0xffff, min(8, pairs - j * 8), entry.y + j, index - of * tiles, sums);
         };
         if (groups == 1) multiply_tile<1>(own, last, page, first_page, begin, count, lane, magic, take, drop, join, give);
         else if (groups == 2) multiply_tile<2>(own, last, page, first_page, begin, count, lane, magic, take, drop, join, give);

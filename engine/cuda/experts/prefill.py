@@ -20,7 +20,7 @@ from engine.cuda.matrix.linear import MatrixGroup
 
 GROUPED_ROWS = 257
 """From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number:
-more than one turn of moe_rows.py. Microseconds of the layer below for 256 rows: shared 174, grouped 186."""
+more than one turn of moe_rows.py. Microseconds of the layer below for 256 rows: shared 173, grouped 186."""
 EXPERT_ROWS = (11, 29, 62)
 """Mean rows of an expert up to which each tile shape but the last is the fastest.
 

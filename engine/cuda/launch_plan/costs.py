@@ -15,10 +15,11 @@ _DENSE = {
     1024: 34.9,
 }  # fmt: skip
 _MIXTURE = {
-    1: 1.4, 4: 2.9, 16: 5.3, 32: 6.3, 64: 7.3, 96: 8.7, 128: 9.6, 192: 11.1, 256: 12.7, 512: 19.8, 1024: 29.0,
+    1: 1.2, 4: 2.9, 16: 5.2, 32: 6.3, 64: 7.3, 96: 8.5, 128: 9.3, 160: 10.5, 192: 11.1, 256: 12.6, 320: 14.9, 384: 16.2,
+    512: 19.9, 640: 22.8, 768: 24.8, 1024: 33.4,
 }  # fmt: skip
 """Rows and milliseconds of a step, 8B and 30B-A3B Q4_K_M on an H200. Other models of a kind have similar ratios."""
-_FILLED, _FILLING = 256, 0.015
+_FILLED, _FILLING = 256, 0.018
 """Rows of the largest step of a mixture in which rows share experts, and milliseconds that a row takes less which only
 fills it: it has no experts."""
 
