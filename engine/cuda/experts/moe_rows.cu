@@ -11,9 +11,9 @@
 // Defines: FORMAT0, ACTIVATION (activation.py's KernelActivation), WARPS, SPLIT, DEPTH, SLOT, PAGES.
 
 constexpr int TEAMS = WARPS / SPLIT, PIECES = FORMAT0::COLUMNS / 128;
-constexpr int RING = WARPS * DEPTH * SLOT, WAITS = 4;
+constexpr int RING = WARPS * DEPTH * SLOT, RUN = 3, WAITS = 4;  // RUN: most groups of a run
 constexpr int UNPACKING = 1;  // what a tile costs beside its groups, in groups: blocks are cut by cost
-static_assert(PAGES == 0 || (PAGES >= 3 && PAGES <= WAITS), "a run has to fit");
+static_assert(PAGES == 0 || (PAGES >= RUN && PAGES <= WAITS), "a run has to fit");
 
 // table: [0] the number of runs, [1] that of groups; then of each run its expert + pairs << 16 and its first group.
 struct Runs {

@@ -40,8 +40,10 @@ RUN = 3
 """Groups of an expert that read it together."""
 MAX_ROWS = 256
 """Rows of one turn; more take several."""
-_INPUT_BYTES = 5120
-_WAITS = 4
+INPUT_BYTES = 5120
+"""Of 256 columns of a group."""
+WAITS = 4
+"""Most groups whose inputs a block keeps; runs that it waits for at a time."""
 SHARING_ROWS = 5
 """From so many sequences on, rows of decode steps share experts, unless bits must not depend on the number.
 
@@ -75,12 +77,12 @@ class Tuning:
         """Bytes of shared memory of a block."""
         sums = 512 if self.split > 1 else 0
         own = self.warps * (self.depth * (LAYOUTS[type].chunk_bytes + 8) + sums)
-        return own + self.pages * _group_bytes(columns) + 16 * _WAITS
+        return own + self.pages * _group_bytes(columns) + 16 * WAITS
 
 
 def _group_bytes(columns: int) -> int:
     """Bytes of what a group multiplies."""
-    return -(-columns // 256) * _INPUT_BYTES
+    return -(-columns // 256) * INPUT_BYTES
 
 
 _RING = 112 << 10  # most bytes of weights in flight
@@ -96,7 +98,7 @@ def choose_tuning(type: GGMLType, columns: int) -> Tuning:
     chunks = LAYOUTS[type].chunks(columns)
     split = 1 if chunks <= 16 else 2 if chunks <= 32 else 4
     for depth in (3, 2):
-        for pages in (_WAITS, RUN):
+        for pages in (WAITS, RUN):
             tuning = Tuning(split, depth, pages)
             ring = tuning.warps * depth * LAYOUTS[type].chunk_bytes
             if ring <= _RING and tuning.shared(type, columns) <= shared_limit(_ARCH):

@@ -296,6 +296,7 @@ def test_every_kernel_file_is_built():
     hopper |= {name for name in files if name.startswith("decode_gemm")} | {
         "formats_half.cuh",
         "gemm_unpack.cuh",
+        "moe_rows_columns.cuh",
         "prefill_stages.cuh",
         "prefill_pages_half.cuh",
         "prefill_pages_q8.cuh",
@@ -343,6 +344,7 @@ def test_a_false_claim_does_not_build():
 
 
 def test_constants_of_the_launchers_equal_the_kernels():
+    from engine.cuda.experts import moe_rows, router
     from engine.cuda.matrix import matvec_plan
     from engine.cuda.recurrent import delta, mamba_2, mamba_plan, plan
     from engine.cuda.recurrent.ngrams import ngrams
@@ -393,6 +395,11 @@ def test_constants_of_the_launchers_equal_the_kernels():
         fits = f"sizeof(WalkMemory<{each.head}, {kind}>) <= 48 << 10"
         check_statically(*each.build_jobs()[-1], [*walk, f"2 * CHUNKED == {each.chunk_width}", fits])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
+    assert f"RUN = {moe_rows.RUN}, WAITS = {moe_rows.WAITS};" in read_file("moe_rows.cu")
+    assert f"GROUP = {moe_rows.GROUP}, WARPS" in read_file("moe_rows_begin.cu")
+    assert f"MAX_PAIRS = {moe_rows.MAX_ROWS * router.MAX_USED}, " in read_file("moe_rows_begin.cu")
+    for file in ("moe_rows_begin.cu", "moe_rows_columns.cuh"):
+        assert f"constexpr int INPUT_BYTES = {moe_rows.INPUT_BYTES}, " in read_file(file)
     for activation in set(KernelActivation) - {KernelActivation.NONE}:
         in_products = activation <= KernelActivation.SWIGLU_CLAMPED
         file, name = ("activation.cuh", "ACTIVATION") if in_products else ("rows.cu", "activation")
