@@ -36,6 +36,7 @@ from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
 from engine.cuda.matrix.decode_gemm_plan import groups_of_eight
+from engine.cuda.matrix.gemm import Operand
 
 __all__ = [
     "MAX_SPLITS",
@@ -271,6 +272,7 @@ class Attention:
         out: DeviceArray,
         *,
         lengths: DeviceArray | None = None,
+        operand: Operand | None = None,
         stream: Stream | None = None,
     ) -> None:
         """Attention of T rows over the cache, which already holds their keys and values (after rope_append).
@@ -284,6 +286,7 @@ class Attention:
             tiles: int32 (n_tiles, 4) on the device, from prefill_tiles; n_tiles 0 does nothing.
             out: float32 (T, H*Hv); rows that no tile names stay as they are.
             lengths: int32 (sequences,), tokens of each text; where shape.both_ways, else None.
+            operand: (T, H*Hv), written instead of out; where the plan's leaves_operand.
             stream: the current stream when left out.
         """
         assert out.shape[-1] == self.shape.heads * self.shape.value_dim
@@ -291,6 +294,7 @@ class Attention:
         if len(tiles) == 0:
             return
         plan = self._prefill_plan
+        assert operand is None or plan.leaves_operand(self.shape), "a kernel that leaves no operand"
         launch(
             self._prefill,
             (self.shape.kv_heads, len(tiles)) if plan.all_heads else (len(tiles), self.shape.heads),
@@ -306,7 +310,8 @@ class Attention:
                 float(layer.softcap),
                 int(layer.window),
                 layer.sinks,
-                out,
+                out if operand is None else operand.data,
+                0 if operand is None else operand.pitch,
                 *self._slopes(layer),
                 *((lengths,) if self.shape.both_ways else ()),
             ),

@@ -96,7 +96,7 @@ DEVICE float with_bias(float score, const float*, int, int) { return score; }
 #define PREFILL_PARAMETERS                                                                        \
     const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,     \
     int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks, \
-    float* out SLOPES LENGTHS
+    float* out, int pitch SLOPES LENGTHS
 
 // Softmax denominator and common factor once everything is known; a sink adds weight without a value.
 DEVICE float final_factor(float top, float sum, const float* sinks, int head) {

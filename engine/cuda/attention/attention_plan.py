@@ -21,6 +21,7 @@ COMMON_FILES = ("cache_numbers.cuh", "attention_common.cuh", "cached_rows.cuh")
 """What every attention kernel is joined behind."""
 _BYTE_FILES = ("half_pairs.cuh", "bytes_as_halves.cuh")
 _OPERAND_COLUMNS = 256  # of an operand of decode_gemm.cu
+_PROMPT_COLUMNS = 128  # that an operand of gemm.cu is filled up to
 _ROPE_FILES = (*COMMON_FILES, "rope_append.cu")
 
 
@@ -125,6 +126,10 @@ class PrefillPlan:
     variant: str
     all_heads: bool = False
     raw_slots: int = 0
+
+    def leaves_operand(self, shape: AttentionShape) -> bool:
+        """Whether the kernel can leave its result as the operand of a product of gemm.py."""
+        return self.variant == "hopper" and shape.heads * shape.value_dim % _PROMPT_COLUMNS == 0
 
 
 _WARPGROUPS = 2

@@ -6,7 +6,8 @@
 // fetched once for the whole group. It walks the cache in steps of TILE_COLUMNS positions. The first warpgroup copies
 // keys and values; each of the others owns 64 rows and keeps their sums in registers. While the tensor cores work on
 // the scores of one step and the values of the step before, the warpgroup is at its exponentials.
-// Arguments as in attention_prefill_half.cu. Queries and weights enter as float16, as keys and values do.
+// Arguments as in attention_prefill_half.cu, except that with a pitch `out` becomes the operand of a product instead
+// (operand.cu; heads * VALUE_DIM columns, a multiple of 128). Queries and weights enter as float16, as keys and values do.
 //
 // A row's result has the same bits whatever tile it falls into and however the prompt was cut: steps begin at multiples
 // of TILE_COLUMNS of the position, and a step that the row does not see adds exactly nothing.
@@ -112,10 +113,26 @@ DEVICE void pack_weights(u32 (&weights)[TILE_COLUMNS / 4], const float (&s)[TILE
     for (int i = 0; i < TILE_COLUMNS / 4; ++i) weights[i] = two_halves(s[2 * i], s[2 * i + 1]);
 }
 
+// WIDTH columns of a row, from `first` on, as operand.cu writes them. The four lanes of a row hold two of every eight
+// columns each, v[4 j] and v[4 j + 1]; of 16 columns the even ones make a unit of 16 bytes and the odd ones the next.
+template <int WIDTH>
+DEVICE void store_operand(u8* out, int pitch, int row, int first, const float* v, float factor, int t) {
+    const u32 lanes = 15u << (threadIdx.x & 28);
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j) {
+        const u32 own = (u32)saturated_half(v[4 * j] * factor) | (u32)saturated_half(v[4 * j + 1] * factor) << 16;
+        const u32 other = __shfl_xor_sync(lanes, own, 1);
+        // An even lane stores the even columns of two lanes, an odd one their odd columns.
+        const u32 pair = t & 1 ? __byte_perm(other, own, 0x7632) : __byte_perm(own, other, 0x5410);
+        const int column = first + 8 * j, unit = (column >> 3 & 6) + (t & 1);
+        *(u32*)(out + ((i64)(column >> 6) * pitch + row) * 128 + ((unit ^ (row & 7)) * 16) + (column & 8) + (t & 2) * 2) = pair;
+    }
+}
+
 // One of the warpgroups that compute. rank: which.
 DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers& barriers, int4 tile, int kv_head,
                     int first, int count, int length, float scale, float softcap, int window, const float* qkv,
-                    const float* sinks, float* out) {
+                    const float* sinks, float* out, int pitch) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int m0 = rank * 64 + (threadIdx.x % 128 >> 5) * 16;  // this warp's first row of the tile
     const int all_see_to = last_seen(tile.w + m0 / GROUP, window, length),
@@ -191,6 +208,10 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
         const int m = m0 + g + 8 * r, head = kv_head * GROUP + m % GROUP;
         if (m >= tile.y * GROUP) continue;
         const float f = final_factor(state.top[r] * unit, sum, sinks, head);
+        if (pitch) {
+            store_operand<VALUE_DIM>((u8*)out, pitch, tile.x + m / GROUP, head * VALUE_DIM, o + 2 * r, f, t);
+            continue;
+        }
         float* to = out + ((i64)(tile.x + m / GROUP) * HEADS + head) * VALUE_DIM + 2 * t;
 #pragma unroll
         for (int j = 0; j < VALUE_DIM / 8; ++j)
@@ -231,6 +252,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     } else {
         registers_more<CONSUMER_REGISTERS>();
         consume(group - 1, queries, keys, values, barriers, tile, kv_head, first, count, length, scale, softcap, window,
-                qkv, sinks, out);
+                qkv, sinks, out, pitch);
     }
 }

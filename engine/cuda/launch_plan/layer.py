@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from engine.cuda.driver import staging
 from engine.cuda.launch_plan.parts.attention import AttentionPlan
 from engine.cuda.launch_plan.parts.compressed import CompressedPlan
 from engine.cuda.launch_plan.parts.feed_forward import FfnPlan
@@ -138,6 +139,19 @@ class LayerPlan:
         """Whether what reads the stream first can read an operand that an earlier layer has left."""
         return self.mixer is not None and self.ngrams is None and self.mixer.takes_operand
 
+    @property
+    def narrows(self) -> bool:
+        """Whether rows whose result is not wanted can end behind attention's keys and values.
+
+        What the layer does behind them reads and writes the rows of its mixer's result and of the stream alone.
+        """
+        if not isinstance(self.mixer, AttentionPlan) or not isinstance(self.ffn, FfnPlan | MoePlan):
+            return False
+        moe, beside = self.moe, (self.layer_input, self.laurel, self.ngrams, self.mixer_skip, self.ffn_skip)
+        changed = self.parallel or self.attn_output_norm or self.attn_norm_2 or self.streams or self.embedding_skip
+        early = moe is not None and (moe.routed_early or moe.reads_input)
+        return self.mixer.ends_plainly and not changed and not early and all(part is None for part in beside)
+
     def products(self) -> Iterator[Product]:
         """All products."""
         if self.mixer is not None:
@@ -197,6 +211,19 @@ class LayerPlan:
             yield from self._named(last, self.mixer_skip.write(step))
         yield from self._fed(step)
         yield from self._named(self._last_brick, self._finished(step))
+
+    def narrowed(self, step: Step, n_rows: int) -> Iterator[Launch]:
+        """The layer, which narrows, where only so many rows are wanted."""
+        yield from (launch for launch in self.launches(step) if launch.brick == "attn_qkv")
+        if not n_rows:
+            return
+        few = replace(step, n_rows=n_rows, gathered=True)
+        for launch in self.launches(few):
+            if launch.brick != "attn_qkv":
+                yield launch
+            if launch.brick == "attention":
+                gather = Launch("gather_rows", (staging.FILES, None))
+                yield from self._named("attn_output", [gather, gather])
 
     @property
     def _last_brick(self) -> str:

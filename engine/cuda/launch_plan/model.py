@@ -263,8 +263,16 @@ class LaunchPlan:
             self.fixed_rows,
         )
 
-    def hidden(self, step: Step) -> Iterator[Launch]:
-        """From token ids to the residual stream behind the last layer."""
+    @lazy
+    def narrows(self) -> bool:
+        """Whether of prompts the rows that draw no token can end in the middle of the last layer."""
+        return self.skips is None and self.spread is None and self.layers[-1].narrows
+
+    def hidden(self, step: Step, wanted: int | None = None) -> Iterator[Launch]:
+        """From token ids to the residual stream behind the last layer.
+
+        wanted: of how many rows it is wanted, fewer than all, where the plan narrows; None: of all.
+        """
         yield replace(step.embed(self.token_embd), brick="embed")
         if self.token_types:
             yield replace(step.row("add_bias"), brick="embed")
@@ -285,7 +293,10 @@ class LaunchPlan:
             for launch in self.skips.begin():
                 yield replace(launch, brick="embed")
         for layer in self.layers:
-            yield from layer.launches(step)
+            if wanted is not None and layer is self.layers[-1]:
+                yield from layer.narrowed(step, wanted)
+            else:
+                yield from layer.launches(step)
         if self.skips is not None:
             for launch in self.skips.head.read(step):
                 yield replace(launch, brick="head")
@@ -324,12 +335,14 @@ class LaunchPlan:
         yield from self.hidden(step)
         yield from self.head(step)
 
-    def prompt(self, n_rows: int, outputs: int) -> Iterator[Launch]:
-        """A batch of prompts in which so many sequences draw their first token."""
+    def prompt(self, n_rows: int, outputs: int | None) -> Iterator[Launch]:
+        """A batch of prompts in which so many sequences draw their first token; None: up to the stream of every row."""
         yield Launch("scatter", (staging.FILES, None), brick="staging")
-        yield from self.hidden(self.step(Phase.PROMPT, n_rows))
+        wanted = outputs if self.narrows and outputs is not None and outputs < n_rows else None
+        yield from self.hidden(self.step(Phase.PROMPT, n_rows), wanted)
         if outputs:
-            yield Launch("gather_rows", (staging.FILES, None), brick="head")
+            if wanted is None:
+                yield Launch("gather_rows", (staging.FILES, None), brick="head")
             yield from self.head(self.step(Phase.PROMPT, outputs))
             yield Launch("sample", (sampler.SOURCES, None), brick="sample")
 

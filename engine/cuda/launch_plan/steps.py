@@ -79,6 +79,7 @@ class Step:
         fixed_rows: DENSE products multiply whole pieces of rows.
         appends_first: in a decode step, all keys and values are in the cache before any row's attention reads it, as
             several rows may be of one sequence.
+        gathered: rows were gathered behind attention: it has left no operand.
     """
 
     phase: Phase
@@ -89,6 +90,7 @@ class Step:
     gemm_activation: KernelActivation
     fixed_rows: bool
     appends_first: bool = False
+    gathered: bool = False
 
     @property
     def prompts(self) -> bool:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from engine.config import STATE_BORDER, piece_end
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.graphs import Graphs
-from engine.cuda.driver.staging import Staging, gather_rows
+from engine.cuda.driver.staging import Staging
 from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.load.memory_plan import LOGIT_ROWS
 from engine.cuda.recurrent.state_cache import StateCache
@@ -88,7 +88,6 @@ class PromptReader:
 
         self._weights, self._ops, self._slots, self._states = weights, ops, slots, states
         self._staging, self._logits, self._graphs = staging, logits, graphs
-        self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
     def hidden(self, batch: Batch) -> DeviceArray:
@@ -118,7 +117,7 @@ class PromptReader:
             if self._states is not None:
                 self._states.flush(self._staging)
             batch = prompt_batch(pieces)
-            self._ops.begin(batch)
+            self._ops.begin(batch, narrow=True)
             # A later part of an item changes the state that the part before has left.
             again = self._states is None or all(piece.first == 0 for piece in pieces)
             self._graphs.launch(self._ops.shape, partial(self._launch, batch, len(ending)), again=again)
@@ -132,9 +131,7 @@ class PromptReader:
         """All launches of a batch up to the logits of the n sequences that draw a token."""
         x = begun_states(self._weights, self._ops, batch)
         if n:
-            last = self._last[:n]
-            gather_rows(x, self._ops.output_rows, last)
-            self._ops.logits(last, self._logits[:n])
+            self._ops.logits(self._ops.output_states(x), self._logits[:n])
 
     def all_logits(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of all rows of a batch on the host, LOGIT_ROWS at a time."""

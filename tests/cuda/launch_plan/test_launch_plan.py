@@ -175,7 +175,7 @@ def check_runner(monkeypatch, path, arch, **options):
             assert {source for _, source in found if source} <= ready, (path, arch, n)
         for n in (1, 9, 31):
             found = launched(gpu, lambda n=n: read_prompt(runner, n))
-            assert found == planned(gpu, plan.prompt(n, 0)), (path, arch, n)
+            assert found == planned(gpu, plan.prompt(n, None)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
 
 

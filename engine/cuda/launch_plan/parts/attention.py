@@ -13,12 +13,12 @@ from engine.config import KvType
 from engine.cuda.attention import attention_plan
 from engine.cuda.attention.attention_shape import ALIGNED, AttentionShape, KernelRopeStyle
 from engine.cuda.attention.cache import CacheShape
-from engine.cuda.launch_plan.families import Card
+from engine.cuda.launch_plan.families import Card, Family
 from engine.cuda.launch_plan.parts.indexer import IndexerPlan, describe_indexer
 from engine.cuda.launch_plan.parts.latent import LatentPlan, describe_latent, gate_columns
 from engine.cuda.launch_plan.parts.norms import folds
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
+from engine.cuda.launch_plan.steps import Brick, Input, Launch, Norm, Step
 from engine.model.config import AttentionConfig, QkNorm, RopeStyle
 from engine.model.relative import FARTHEST
 from engine.model.weights import AttentionWeights, Linear
@@ -45,6 +45,7 @@ class AttentionPlan:
         cache_layer: that earlier layer, or None.
         indexer: chooses the positions of rows that have more than it lets through; None: all are read.
         leaves_operand: decode attention leaves the operand of the output projection, where Step.hands_over.
+        prompts_leave_operand: attention of prompts leaves it.
     """
 
     shape: AttentionShape
@@ -63,6 +64,14 @@ class AttentionPlan:
     cache_layer: int | None = None
     indexer: IndexerPlan | None = None
     leaves_operand: bool = False
+    prompts_leave_operand: bool = False
+
+    @property
+    def ends_plainly(self) -> bool:
+        """Whether behind the attention kernel nothing reads rows of the layer but those of its result and the stream."""
+        plain = self.latent is None and self.indexer is None
+        room = self.shape.heads * self.shape.value_dim <= self.shape.row_width  # gathered where the queries were
+        return plain and room and not self.gates and not self.sub_norm
 
     @property
     def cache_shape(self) -> CacheShape:
@@ -180,7 +189,9 @@ class AttentionPlan:
             yield step.part("multiply_gate")
         if self.sub_norm:
             yield step.part("normalize_pieces")
-        yield from step.product(self.output, ready=self.leaves_operand and step.hands_over)
+        left = step.prompts and self.prompts_leave_operand and not step.gathered
+        form = Input.OPERAND if left else Input.PLAIN
+        yield from step.product(self.output, given=form, ready=self.leaves_operand and step.hands_over)
 
     def _jobs(self, card: Card) -> list[attention_plan.Job]:
         return attention_plan.build_jobs(self.shape, *card)
@@ -259,6 +270,8 @@ def describe_attention(
     output, gates = chooser.projection([weights.output], factor=factor), gate_columns(config)
     plain = latent is None and indexer is None and not gates and weights.sub_norm is None
     leaves = plain and output.takes_operand and attention_plan.decode_plan(shape, *chooser.card).leaves_operand
+    takes = all(part.families.prompt is Family.PREFILL_GEMM for part in output.parts)
+    prompts = plain and takes and attention_plan.prefill_plan(shape, chooser.card.arch).leaves_operand(shape)
     return AttentionPlan(
         shape=shape,
         qkv=None if latent is not None else chooser.projection(attention_inputs(weights)),
@@ -276,4 +289,5 @@ def describe_attention(
         cache_layer=config.cache_layer,
         indexer=indexer,
         leaves_operand=leaves,
+        prompts_leave_operand=prompts,
     )
