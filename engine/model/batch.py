@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -104,11 +105,20 @@ class Batch:
             span = Span(slot, row, len(token_ids), n_past, *cache)
             assert span.n_rows > 0, "an empty span has no place in a batch"
             spans.append(span)
-            ids.append(np.asarray(token_ids, dtype=np.int32))
+            ids.append(_int32(token_ids))
             positions.append(np.arange(n_past, span.n_total, dtype=np.int32))
             first = {Outputs.NONE: span.n_rows, Outputs.LAST: span.n_rows - 1, Outputs.ALL: 0}[wanted]
             outputs.append(np.arange(row + first, row + span.n_rows, dtype=np.int32))
             row += span.n_rows
         assert spans, "a batch has at least one span"
         assert len({span.slot for span in spans}) == len(spans), "a slot appears once per batch"
+        if len(spans) == 1:
+            return cls(ids[0], positions[0], (spans[0],), outputs[0])
         return cls(np.concatenate(ids), np.concatenate(positions), tuple(spans), np.concatenate(outputs))
+
+
+def _int32(ids: Ids) -> Int32Array:
+    """Token ids as int32; of a list through bytes, which takes two thirds of numpy's time."""
+    if type(ids) is list:
+        return np.frombuffer(bytearray(struct.pack(f"{len(ids)}i", *ids)), np.int32)
+    return np.asarray(ids, dtype=np.int32)

@@ -72,7 +72,8 @@ def prefill_tiles(spans: Iterable[tuple[int, int, int, int]], tile_rows: int) ->
         for row, n_rows, sequence, n_past in spans
         for i in range(0, n_rows, tile_rows)
     ]
-    tiles.sort(key=lambda tile: (-tile[3], tile[0]))
+    if len(tiles) > 1:
+        tiles.sort(key=lambda tile: (-tile[3], tile[0]))
     return np.array(tiles, dtype=np.int32).reshape(len(tiles), 4)
 
 

@@ -187,7 +187,7 @@ class PagedCache:
         width = page_count(context_length)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
         self.block_table = cupy.asarray(self._table)
-        self._told: list[tuple[list[int], int]] = [([], 0)] * n_slots  # the last list of each slot, and its length
+        self._told: list[tuple[list[int], int]] = [([], 0)] * n_slots  # the last list of each slot, and how many entries are set
         self._dirty: dict[int, tuple[int, int]] = {}
         self._store = RowStore([array for layer in caches for array in layer.paged])
 
@@ -219,16 +219,16 @@ class PagedCache:
         if told is pages and n == len(pages):  # mostly
             return
         row = self._table[slot]
-        used = pages[: len(row)]
-        new = np.full_like(row, -1)
-        new[: len(used)] = used
-        assert not used or (new[: len(used)].min() >= 0 and new.max() < self.n_pages), "no such page"
-        changed = np.flatnonzero(row != new)
-        if len(changed):
-            low, high = self._dirty.get(slot, (len(row), 0))
-            self._dirty[slot] = min(low, int(changed[0])), max(high, int(changed[-1]) + 1)
-            row[:] = new
-        self._told[slot] = pages, len(pages)  # last of all: cut short before, the next call does it all
+        used, n = pages[: len(row)], min(n, len(row))
+        assert not used or (min(used) >= 0 and max(used) < self.n_pages), "no such page"
+        low, high = n if told is pages else 0, max(n, len(used))
+        self._told[slot] = [], high  # cut short from here on, the next call sends all that may have changed
+        row[low : len(used)] = used[low:]
+        row[len(used) : high] = -1
+        if low < high:
+            first, end = self._dirty.get(slot, (low, high))
+            self._dirty[slot] = min(first, low), max(end, high)
+        self._told[slot] = pages, len(pages)
 
     def flush(self, staging: Staging) -> None:
         """Puts changed entries of the table on their way."""

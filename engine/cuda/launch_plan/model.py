@@ -344,6 +344,7 @@ class LaunchPlan:
             if wanted is None:
                 yield Launch("gather_rows", (staging.FILES, None), brick="head")
             yield from self.head(self.step(Phase.PROMPT, outputs))
+            yield Launch("scatter", (staging.FILES, None), brick="sample")
             yield Launch("sample", (sampler.SOURCES, None), brick="sample")
 
     def texts(self, n_rows: int) -> Iterator[Launch]:

@@ -63,6 +63,7 @@ class Tile:
 TILES = (
     Tile(1, 16, 1, 2, 3.2, 4.5, 1500),
     Tile(1, 64, 1, 2, 4.8, 5.8, 2000),
+    Tile(1, 128, 1, 1, 4.1, 4.1, 2500),
     Tile(2, 64, 2, 1, 5.2, 5.2, 2000),
     Tile(2, 128, 2, 1, 6.0, 6.0, 3000),
     Tile(3, 128, 2, 1, 8.8, 8.8, 4000),
@@ -87,7 +88,7 @@ multiprocessors; blocks that share the columns of a tile use the others, which c
 _CLUSTERS = {1: 1.0, 2: 1.0, 3: 0.9}
 """Share of the multiprocessors that clusters of so many blocks can cover."""
 
-EXPERT_TILES = (*(Tile(4, tokens, 1, 1, 0.0, 0.0, 0.0) for tokens in (16, 32, 64)), TILES[3])
+EXPERT_TILES = (*(Tile(4, tokens, 1, 1, 0.0, 0.0, 0.0) for tokens in (16, 32, 64)), TILES[4])
 """Shapes for products of experts, in ascending tokens. experts/prefill.py chooses by the rows of an expert, not time.
 
 Four warpgroups: an expert has few rows, so most of the work is to unpack its weights."""

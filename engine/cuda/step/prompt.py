@@ -108,19 +108,22 @@ class PromptReader:
         drawn = []
         for pieces in pack(work, self._ops.buffers.rows, 1 if self._states is None else STATE_BORDER):
             ending = [piece.work for piece in pieces if piece.draws]
-            for item in ending:
-                slot, end = item.sequence.slot, item.start + len(item.token_ids)
-                self._slots.begin(item.sequence, end - 1, limits[slot])
-                if self._states is not None:
-                    self._states.seat(slot, item.sequence.state_place + 1, end)
-            self._slots.flush(self._staging)
             if self._states is not None:
+                for item in ending:
+                    end = item.start + len(item.token_ids)
+                    self._states.seat(item.sequence.slot, item.sequence.state_place + 1, end)
                 self._states.flush(self._staging)
             batch = prompt_batch(pieces)
             self._ops.begin(batch, narrow=True)
             # A later part of an item changes the state that the part before has left.
             again = self._states is None or all(piece.first == 0 for piece in pieces)
             self._graphs.launch(self._ops.shape, partial(self._launch, batch, len(ending)), again=again)
+            # Only sampling reads what follows, so the host makes it while the device works.
+            for item in ending:
+                slot, end = item.sequence.slot, item.start + len(item.token_ids)
+                self._slots.begin(item.sequence, end - 1, limits[slot])
+            self._slots.flush(self._staging)
+            self._staging.send()
             if ending:
                 # Not in the graph: it has masks as an argument once there are some.
                 self._slots.sample_rows(self._logits[: len(ending)], self._ops.output_slots)
@@ -156,7 +159,7 @@ def prompt_batch(pieces: Sequence[Piece]) -> Batch:
     return Batch.build(
         (
             piece.work.sequence.slot,
-            np.asarray(piece.work.token_ids[piece.first : piece.end], np.int32),
+            piece.work.token_ids[piece.first : piece.end],
             piece.work.start + piece.first,
             Outputs.LAST if piece.draws else Outputs.NONE,
             None,

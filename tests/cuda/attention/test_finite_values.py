@@ -60,7 +60,7 @@ extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const u8* k,
     using namespace of_prefill_{i};
     launch_blocks(tiles, heads, 256, [&] {{
         attention_prefill(qkv, (cache_t*)k, (cache_t*)v, table, max_pages, tile, scale, 0.0f, window, sinks,
-                          out{slopes});
+                          out, 0{slopes});
     }});
 }}
 """

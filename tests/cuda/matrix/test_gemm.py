@@ -28,7 +28,7 @@ def test_tiles_are_chosen_by_rounds_over_the_card():
     assert chosen(4096, 1, 4096) == (1, 16)
     assert chosen(4096, 512, 14336) == (2, 128)  # 128 tiles for 132 multiprocessors
     assert chosen(6144, 512, 4096) == (3, 128)
-    assert chosen(2048, 512, 8192) == (2, 64)
+    assert chosen(2048, 512, 8192) == (1, 128)  # 128 tiles of half the outputs
     assert chosen(28672, 2048, 4096) == (2, 256)
 
 
