@@ -31,6 +31,8 @@ from engine.cpu.caches.model import KVCache
 from engine.cpu.products.matmul import matmul
 from engine.cpu.threads import ThreadPool
 from engine.cuda.load.device_weights import DeviceLayer
+from engine.cuda.matrix.gemm import Operand
+from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.runner import CudaRunner
 from engine.cuda.step.folding import columns_of
 from engine.errors import EngineError
@@ -74,6 +76,18 @@ class Report:
         one.error += float((difference**2).sum())
         one.squares += float((expected.astype(np.float64) ** 2).sum())
         one.worst = max(one.worst, float(np.abs(difference).max(initial=0.0)))
+
+
+def on_host(found: Any) -> np.ndarray:
+    """Rows that a brick gave, (T, K); of an operand its halfs, in the order of columns (layout: operand.cu)."""
+    if not isinstance(found, Operand):
+        rows: np.ndarray = found.get()
+        return rows
+    pitch, units = found.pitch, np.arange(8)
+    halfs = found.data.get()[: operand_bytes(found.rows, found.columns)].view(np.float16).reshape(-1, pitch, 8, 8)
+    row = np.arange(pitch)[:, None]
+    ordered = halfs[:, row, units ^ (row & 7)].reshape(-1, pitch, 4, 2, 8)  # 16 columns: the even ones, the odd ones
+    return ordered.transpose(1, 0, 2, 4, 3).reshape(pitch, -1)[: found.rows, : found.columns]
 
 
 class ComparingOps(LayerBricks[LayerWeights]):
@@ -151,7 +165,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
             if (gate := device.attention.shape.gate) > 0:
                 given[:, -gate:] = self._cpu._gate
         qkv = self._upload(self._ops.buffers.qkv, given)
-        self._report.add("attention", layer.index, self._ops.attention(device, qkv).get(), a)
+        self._report.add("attention", layer.index, on_host(self._ops.attention(device, qkv)), a)
         if self._decode:
             self._compare_cache(layer)
         return a
@@ -168,9 +182,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
     def ffn_gate_up(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
         """See LayerBricks.ffn_gate_up."""
         h = self._cpu.ffn_gate_up(layer, x)
-        self._report.add(
-            "ffn_gate_up", layer.index, self._ops.ffn_gate_up(self._device_layer(layer), self._x(x)).get(), h
-        )
+        found = self._ops.ffn_gate_up(self._device_layer(layer), self._x(x))
+        self._report.add("ffn_gate_up", layer.index, on_host(found), h)
         return h
 
     def ffn_down(self, layer: LayerWeights, h: np.ndarray, y: np.ndarray) -> np.ndarray:

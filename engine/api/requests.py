@@ -6,9 +6,12 @@ Knows the model's vocabulary and context; knows nothing of steps or devices.
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
@@ -218,6 +221,12 @@ class Requests:
             raise InvalidRequestError(
                 "the prompt is empty and the model has no beginning-of-text token: give some text"
             )
-        if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < self._vocab_size:
-            return list(ids)  # at a tenth of the time: texts to embed may have millions of tokens
+        try:
+            # At a tenth of the time of single checks: texts to embed may have millions of tokens.
+            found = np.frombuffer(struct.pack(f"{len(ids)}I", *ids), np.uint32)
+        except struct.error:  # something else than whole numbers, or a negative one
+            return [check_id(token_id, self._vocab_size) for token_id in ids]
+        if found.max() < self._vocab_size:
+            whole: list[int] = found.tolist()
+            return whole
         return [check_id(token_id, self._vocab_size) for token_id in ids]

@@ -187,7 +187,8 @@ class PagedCache:
         width = page_count(context_length)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
         self.block_table = cupy.asarray(self._table)
-        self._told: list[tuple[list[int], int]] = [([], 0)] * n_slots  # the last list of each slot, and how many entries are set
+        # The last list of each slot, and how many of its entries are set.
+        self._told: list[tuple[list[int], int]] = [([], 0)] * n_slots
         self._dirty: dict[int, tuple[int, int]] = {}
         self._store = RowStore([array for layer in caches for array in layer.paged])
 

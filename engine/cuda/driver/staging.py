@@ -19,15 +19,16 @@ from engine.cuda.driver.launch import launch
 
 FILES = ("moves.cu",)
 RECORD = np.dtype([("to", "<u8"), ("first", "<u4"), ("count", "<u4")])
-_PACKED = struct.Struct("<QII")  # RECORD: written by struct, it takes a tenth of the time
+_PACKED = struct.Struct("<QII")  # the same
 PIECE = 1024
 """Words one block moves; longer arrays take several."""
 
 _RECORDS = 1024
 _WORDS = 1 << 16
 _BUFFERS = 4
-_VIEWS = 1024
-"""Arrays in the arena that are kept: making one costs the host some microseconds."""
+_VIEWS = 512
+"""Sets of arrays in the arena that are kept: making an array costs the host some microseconds."""
+_FILLING = [bytes(-n % 16) for n in range(16)]
 
 
 def kernel(name: str) -> Kernel:
@@ -63,8 +64,9 @@ class _Buffer:
         import cupy
 
         self.records = Mapped((_RECORDS * RECORD.itemsize // 4,), np.uint32)
-        self.packed = memoryview(self.records.host).cast("B")
         self.data = Mapped((_WORDS,), np.uint32)
+        # The same as bytes: writing them through numpy takes several times as long.
+        self.packed, self.words = memoryview(self.records.host).cast("B"), memoryview(self.data.host).cast("B")
         self.event = cupy.cuda.Event(disable_timing=True)
         self.used = self.recorded = False
 
@@ -89,7 +91,7 @@ class Staging:
         self._next = 0
         self._arena: DeviceArray = cupy.empty(max(arena_words, 1), np.uint32)
         self._arena_pointer = int(self._arena.data.ptr)
-        self._views: dict[tuple[int, str, tuple[int, ...]], DeviceArray] = {}
+        self._views: dict[tuple[Any, ...], Sequence[DeviceArray]] = {}
         self._arena_at = 0
         self._n_records = self._words = 0
 
@@ -98,38 +100,50 @@ class Staging:
         assert values.dtype.itemsize % 4 == 0
         begin = at * int(array.itemsize)
         assert begin + values.nbytes <= array.nbytes, "a write beyond the end of its array"
-        self._collect(int(array.data.ptr) + begin, values)
+        self._collect(int(array.data.ptr) + begin, values.tobytes())
 
     def place(self, values: npt.NDArray[Any]) -> DeviceArray:
         """Gives an array on the device that holds the values after the next send(), until the arena is used anew."""
-        n, at = values.nbytes // 4, self._arena_at
-        assert at + n <= self._arena.size, "the arena of a batch is too small"
-        key = at, values.dtype.char, values.shape
-        view = self._views.get(key)
-        if view is None:
-            if len(self._views) == _VIEWS:
-                self._views.clear()
-            view = self._arena[at : at + n].view(values.dtype).reshape(values.shape)
-            self._views[key] = view
-        self._arena_at = at + (n + 3 & ~3)  # aligned to 16 bytes
-        self._collect(self._arena_pointer + 4 * at, values)
-        return view
+        return self.place_all([values])[0]
 
-    def _collect(self, pointer: int, values: npt.NDArray[Any]) -> None:
-        """Values on their way to an address. A prompt waits for this: what it costs the host is what counts."""
-        words = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
-        for first in range(0, len(words), PIECE):
-            piece = words[first : first + PIECE] if len(words) > PIECE else words
-            n = len(piece)
+    def place_all(self, arrays: Sequence[npt.NDArray[Any]]) -> Sequence[DeviceArray]:
+        """place() of several arrays in one write: a prompt waits for what this costs the host."""
+        at, key = self._arena_at, (self._arena_at, *[(values.dtype.char, values.shape) for values in arrays])
+        views = self._views.get(key)
+        if views is None:
+            views = self._views[key] = self._view(arrays)
+        data = b"".join([part for values in arrays for part in (values.tobytes(), _FILLING[values.nbytes % 16])])
+        assert 4 * at + len(data) <= self._arena.nbytes, "the arena of a batch is too small"
+        self._arena_at = at + len(data) // 4
+        self._collect(self._arena_pointer + 4 * at, data)
+        return views
+
+    def _view(self, arrays: Sequence[npt.NDArray[Any]]) -> Sequence[DeviceArray]:
+        """Arrays of these shapes, one behind the other in the arena, each from a multiple of 16 bytes on."""
+        if len(self._views) >= _VIEWS:
+            self._views.clear()
+        at, views = self._arena_at, []
+        for values in arrays:
+            n = values.nbytes // 4
+            assert at + n <= self._arena.size, "the arena of a batch is too small"
+            views.append(self._arena[at : at + n].view(values.dtype).reshape(values.shape))
+            at += n + 3 & ~3
+        return views
+
+    def _collect(self, pointer: int, data: bytes) -> None:
+        """Bytes, whole words, on their way to an address."""
+        for first in range(0, len(data), 4 * PIECE):
+            piece = data if len(data) <= 4 * PIECE else data[first : first + 4 * PIECE]
+            n = len(piece) // 4
             if self._n_records == _RECORDS or self._words + n > _WORDS:
                 self.send()
             if not self._n_records:
                 self._claim()
-            buffer = self._buffers[self._next]
-            buffer.data.host[self._words : self._words + n] = piece
-            _PACKED.pack_into(buffer.packed, self._n_records * RECORD.itemsize, pointer + 4 * first, self._words, n)
+            buffer, at = self._buffers[self._next], self._words
+            buffer.words[4 * at : 4 * (at + n)] = piece
+            _PACKED.pack_into(buffer.packed, self._n_records * _PACKED.size, pointer + first, at, n)
             self._n_records += 1  # behind both: cut short before, there is nothing of it
-            self._words += n
+            self._words = at + n
 
     def rewind(self) -> None:
         """The arena may be used anew; safe at once, because whatever reads it was launched before."""

@@ -45,7 +45,7 @@ class Tile:
         cluster: blocks that share their rows of x.
         blocks: blocks of a multiprocessor.
         column: nanoseconds per column of a matrix, measured on an H200 with Q4_K and Q6_K.
-        crowded: the same where all blocks of a multiprocessor have work.
+        crowded: the same where more than half of the multiprocessors have a block.
         extra: nanoseconds of a tile beside its columns.
         parts: blocks that share the columns of a tile, as a cluster.
     """
@@ -61,9 +61,9 @@ class Tile:
 
 
 TILES = (
-    Tile(1, 16, 1, 2, 3.2, 4.5, 1500),
-    Tile(1, 64, 1, 2, 4.8, 5.8, 2000),
-    Tile(1, 128, 1, 1, 4.1, 4.1, 2500),
+    Tile(1, 16, 1, 2, 3.0, 4.35, 1500),
+    Tile(1, 64, 1, 2, 3.7, 5.8, 3000),
+    Tile(1, 128, 1, 1, 4.1, 4.1, 3800),
     Tile(2, 64, 2, 1, 5.2, 5.2, 2000),
     Tile(2, 128, 2, 1, 6.0, 6.0, 3000),
     Tile(3, 128, 2, 1, 8.8, 8.8, 4000),
@@ -200,7 +200,7 @@ def _nanoseconds(tile: Tile, units: int, tokens: int, columns: int, multiprocess
     at_once = int(multiprocessors * tile.blocks * _CLUSTERS[tile.parts]) // (tile.cluster * tile.parts)
     columns = columns // tile.parts
     rounds, left = divmod(clusters_of(tile, units, tokens), at_once)
-    last = 0.0 if not left else tile.column if left * tile.cluster <= multiprocessors else tile.crowded
+    last = 0.0 if not left else tile.column if 2 * left * tile.cluster <= multiprocessors else tile.crowded
     return columns * (rounds * tile.crowded + last) + (rounds + bool(left)) * tile.extra
 
 

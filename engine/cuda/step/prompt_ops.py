@@ -71,7 +71,8 @@ class PromptOps(CudaOps):
         # By rows of a tile, and by up to how many positions all are attended to where an indexer chooses among more.
         self._tiles: dict[tuple[int, int | None], DeviceArray] = {}
         mixers = (layer.attention for layer in weights.plan.layers)
-        self._tilings = {(attention[mixer.shape].tile_rows, mixer.all_chosen) for mixer in mixers if mixer is not None}
+        tilings = ((attention[mixer.shape].tile_rows, mixer.all_chosen) for mixer in mixers if mixer is not None)
+        self._tilings = list(dict.fromkeys(tilings))
         self._last_tiles: DeviceArray | None = None
         self._state_sizes: tuple[int, ...] = ()  # of the tables of recurrent layers
         self._last: DeviceArray = cupy.empty((weights.plan.decode_rows, weights.plan.width), cupy.float32)
@@ -96,22 +97,23 @@ class PromptOps(CudaOps):
         spans = [(span.row, span.n_rows, span.slot, span.n_past) for span in batch.spans]
         staging = self._staging
         staging.rewind()
-        self._tokens = staging.place(batch.token_ids)
-        self._positions = staging.place(batch.positions)
-        self._slots = staging.place(slots)
-        self.output_rows = staging.place(batch.output_rows)
-        self.output_slots = staging.place(slots[batch.output_rows])
-        self._tiles = {
-            (rows, limit): staging.place(prefill_tiles(up_to(limit, spans), rows)) for rows, limit in self._tilings
-        }
+        tiles = [prefill_tiles(up_to(limit, spans), rows) for rows, limit in self._tilings]
         if self._wanted:
-            single = [(row, 1, slots[row], batch.positions[row]) for row in batch.output_rows]
-            self._last_tiles = staging.place(prefill_tiles(single, 1))
+            rows, places = batch.output_rows.tolist(), batch.positions
+            tiles.append(prefill_tiles([(row, 1, int(slots[row]), int(places[row])) for row in rows], 1))
+        output_slots = slots[batch.output_rows]
+        inputs = [batch.token_ids, batch.positions, slots, batch.output_rows, output_slots, *tiles]
+        self._tokens, self._positions, self._slots, self.output_rows, self.output_slots, *placed = staging.place_all(
+            inputs
+        )
+        self._tiles = dict(zip(self._tilings, placed, strict=False))  # and, behind them, the rows that are wanted
+        if self._wanted:
+            self._last_tiles = placed[-1]
         self._moves, self._state_sizes = None, ()
         if self._states is not None:
             table = state_spans(batch.spans, self._states.rows)
-            rows = PromptRows.of(table, staging.place)
-            self._moves, self._state_sizes = Moves(self._states, rows, self.buffers, self._product), rows.sizes
+            moved = PromptRows.of(table, staging.place)
+            self._moves, self._state_sizes = Moves(self._states, moved, self.buffers, self._product), moved.sizes
         self._cache.flush(staging)
         staging.send()
 

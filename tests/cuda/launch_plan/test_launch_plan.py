@@ -27,6 +27,7 @@ from tests.support.gpu.fake_runner import (
     built,
     chosen,
     decode,
+    feed,
     known,
     launched,
     planned,
@@ -177,6 +178,11 @@ def check_runner(monkeypatch, path, arch, **options):
             found = launched(gpu, lambda n=n: read_prompt(runner, n))
             assert found == planned(gpu, plan.prompt(n, None)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
+        for n, draws in ((9, False), (9, True), (1, True)) if plan.generates else ():
+            found = launched(gpu, lambda n=n, draws=draws: feed(runner, n, draws=draws))
+            wanted = planned(gpu, plan.prompt(n, int(draws)))
+            assert found[: len(wanted)] == wanted, (path, arch, n, draws)
+            assert {source for _, source in found if source} <= ready, (path, arch, n, draws)
 
 
 @pytest.mark.parametrize("arch", [90, 86])

@@ -12,10 +12,12 @@ from engine.cuda.launch_plan.jobs import kernel_jobs
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
+from engine.request import ActiveSequence, Work
 from scripts.make_synthetic_gguf import ALIGNMENT, header, metadata
 from scripts.synthetic_models import plan
 from scripts.synthetic_shapes import SHAPES
 from tests.support.gpu.fake_cupy import FakeGpu, install
+from tests.support.gpu.helpers import pages_of
 
 FEW_PAGES = {"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}
 
@@ -115,6 +117,14 @@ def read_prompt(runner, n):
     """A batch of n tokens of one prompt, without logits."""
     with runner._running():
         runner._machine.prompts.hidden(Batch.build([(0, np.arange(n, dtype=np.int32) % 40, 0, Outputs.NONE)]))
+
+
+def feed(runner, n, *, draws):
+    """A piece of n tokens of a prompt in slot 1, which draws the token behind it or not."""
+    params = SamplingParams(max_tokens=1, temperature=0)
+    sequence = ActiveSequence(1, 1, list(range(n)), [], params, 0, pages=pages_of(runner, 1))
+    runner.step([Work(sequence, sequence.prompt_ids, 0, draws)])
+    runner.release(1)
 
 
 def sparse_model(path, name, *, recipe="Q4_K_M", layers=2, vocab=1024, overrides=()):

@@ -68,7 +68,7 @@ class AttentionPlan:
 
     @property
     def ends_plainly(self) -> bool:
-        """Whether behind the attention kernel nothing reads rows of the layer but those of its result and the stream."""
+        """Whether nothing behind the attention kernel reads rows other than those of its result and the stream."""
         plain = self.latent is None and self.indexer is None
         room = self.shape.heads * self.shape.value_dim <= self.shape.row_width  # gathered where the queries were
         return plain and room and not self.gates and not self.sub_norm
