@@ -91,7 +91,7 @@ class PromptOps(CudaOps):
         self._wanted = None
         if narrow and self.weights.plan.narrows and len(batch.output_rows) < n:
             self._wanted = len(batch.output_rows)
-        slots = np.empty(n, np.int32)
+        slots = np.zeros(n, np.int32)
         for span in batch.spans:
             slots[span.row : span.row + span.n_rows] = span.slot
         spans = [(span.row, span.n_rows, span.slot, span.n_past) for span in batch.spans]

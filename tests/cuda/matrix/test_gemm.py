@@ -8,7 +8,7 @@ from engine.cuda.matrix.gemm_plan import supports
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from tests.support.gpu.helpers import hopper_cupy
-from tests.support.gpu.packed_rows import COMMON, RARE, nmse, packed, random_rows
+from tests.support.gpu.packed_rows import COMMON, RARE, nmse, operand_rows, packed, random_rows
 
 ALL_TYPES = [type for type in LAYOUTS if supports(type)]
 TYPES = [type for type in COMMON if supports(type)]
@@ -125,18 +125,6 @@ def operand(cupy, x, norm=None):
     return make_operand(cupy.asarray(x), room, norm=weight, eps=1e-5)
 
 
-def unpacked(room, pitch, columns):
-    """Rows of an operand as float16, (pitch, columns), by the layout that operand.cu describes."""
-    blocks = room.view(np.float16).reshape(-1, pitch, 8, 8)
-    rows, found = np.arange(pitch), np.empty((pitch, columns), np.float16)
-    for column in range(columns):
-        inside = column % 16
-        place = 2 * (inside >> 2) + ((inside & 3) >> 1) + 8 * (inside & 1)
-        unit = (column % 64) // 16 * 2 + place // 8
-        found[:, column] = blocks[column // 64, rows, unit ^ (rows & 7), place % 8]
-    return found
-
-
 @pytest.mark.parametrize("columns", [64, 768, 2048, 4100, 9000])
 def test_rows_become_operands(tmp_path, rng, columns):
     """On the CPU: norms, copies with weights, places, columns that fill no block, values beyond the halves' range."""
@@ -154,7 +142,7 @@ def test_rows_become_operands(tmp_path, rng, columns):
         room = np.full(padded // 64 * 8 * 128, 0x7F, np.uint8)
         copies = 1 if target is None else 2
         host.launch(kernel, 3, 256, (x, columns, room, 8, columns, padded, weight, 1e-5, target, copies, factors))
-        found = unpacked(room, 8, padded).astype(np.float64)
+        found = operand_rows(room, 8, padded).astype(np.float64)
         for row in range(3):
             for copy in range(copies):
                 place = row if target is None else target[row, copy]

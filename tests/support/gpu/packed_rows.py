@@ -45,3 +45,15 @@ def packed(cupy, type, raw, columns, partner=None):
 
     other = None if partner is None else cupy.asarray(partner.reshape(-1))
     return repack(cupy.asarray(raw.reshape(-1)), type, len(raw), columns, partner=other)
+
+
+def operand_rows(room, pitch, columns):
+    """Rows of an operand as float16, (pitch, columns), by the layout that operand.cu describes."""
+    blocks = room.view(np.float16).reshape(-1, pitch, 8, 8)
+    rows, found = np.arange(pitch), np.empty((pitch, columns), np.float16)
+    for column in range(columns):
+        inside = column % 16
+        place = 2 * (inside >> 2) + ((inside & 3) >> 1) + 8 * (inside & 1)
+        unit = (column % 64) // 16 * 2 + place // 8
+        found[:, column] = blocks[column // 64, rows, unit ^ (rows & 7), place % 8]
+    return found
