@@ -32,7 +32,8 @@
 #define MERGE_HEADS 4  // heads whose sums the warps exchange at a time
 #define MERGE_PASSES ((MOST_HEADS + MERGE_HEADS - 1) / MERGE_HEADS)
 #define MERGE_STRIDE (VALUE_DIM + 2)
-#define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread keeps
+#define EACH_SUM (VALUE_DIM % 2 == 0 ? 2 : 1)  // elements in a sums_t
+#define OWN ((MERGE_HEADS * VALUE_DIM / EACH_SUM + THREADS - 1) / THREADS)  // sums_t of a pass that one thread keeps
 
 struct Shared {
     float raw[MOST_HEADS + 1][KEY_DIM];  // queries and key of the row that comes next, as they are in qkv
@@ -45,12 +46,13 @@ struct Shared {
     float new_score[HEAD_TILE];
     float top[DECODE_WARPS][HEAD_TILE];  // score each warp's weights are relative to (base 2), and their sum
     float sum[DECODE_WARPS][HEAD_TILE];
+    float factor[DECODE_WARPS][HEAD_TILE];  // of each warp's sums in those of the range
     float range_top[HEAD_TILE], range_sum[HEAD_TILE], new_factor[HEAD_TILE];
     float row_top[HEAD_TILE], row_sum[HEAD_TILE];  // of the row's ranges so far, where this block has them all
     float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
     float row_factor[HEAD_TILE];                   // of its sums in the end
 #if LEAVES_OPERAND
-    __align__(16) float done[MOST_HEADS * VALUE_DIM];  // the row's result, to become an operand
+    __align__(16) float done[MOST_HEADS * VALUE_DIM];  // the row's sums so far, then its result, to become an operand
 #endif
     int last;
     bool spoils;  // the new token's value is not finite
@@ -135,9 +137,11 @@ DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
 // Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache, where
 // values are finite (attention_common.cuh), but for the mark of the key; mark_spoilt() finishes that.
 // The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards. What a
-// warp has to do is asked for at once: its second head would wait for memory as long as its first.
+// warp has to do is asked for at once: its second head would wait for memory as long as its first. meanwhile(): while it
+// waits.
+template <class Meanwhile>
 DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
-                       cache_t* cache_v, const float* q_norm, const float* k_norm, float eps) {
+                       cache_t* cache_v, const float* q_norm, const float* k_norm, float eps, Meanwhile meanwhile) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block(),
               n_heads = heads_of_block(task);
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
@@ -163,6 +167,7 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             for (int k = 0; k < EACH; ++k)
                 v[i][k] = job < jobs && lane + k * WARP < dim ? from[k * WARP] : 0.0f;
         }
+        meanwhile();
 #pragma unroll
         for (int i = 0; i < (AT_ONCE_FITS ? ROUNDS : 1); ++i) {
             const int job = warp + i * DECODE_WARPS, dim = job <= n_heads ? KEY_DIM : VALUE_DIM;
@@ -171,6 +176,8 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             for (int k = 0; k < EACH; ++k)
                 if (job < jobs && lane + k * WARP < dim) to[k * WARP] = v[i][k];
         }
+    } else {
+        meanwhile();
     }
     for (int job = warp; job < jobs; job += DECODE_WARPS) {
         if (job <= n_heads) {
@@ -267,9 +274,13 @@ DEVICE sums_t add_range(float2 sum, float2 factors, float2 v) {
                        fmaf(sum.y, factors.x, __fmul_rn(v.y, factors.y)));
 }
 DEVICE float2 times(float2 v, float f) { return make_float2(v.x * f, v.y * f); }
+DEVICE float2 plus(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+DEVICE float2 part_of(const float* v, float f) { return make_float2(__fmul_rn(v[0], f), __fmul_rn(v[1], f)); }
 #else
 typedef float sums_t;
 DEVICE float times(float v, float f) { return v * f; }
+DEVICE float plus(float a, float b) { return a + b; }
+DEVICE float part_of(const float* v, float f) { return __fmul_rn(*v, f); }
 #endif
 DEVICE float add_range(float sum, float2 factors, float v) {
     return fmaf(sum, factors.x, __fmul_rn(v, factors.y));
@@ -290,11 +301,16 @@ DEVICE void leave_operand(const Shared& sh, const Task& task, u8* operand, int g
 }
 #endif
 
-// store(head0, merge) puts this warp's value sums of heads head0 .. head0 + MERGE_HEADS - 1, times the warp's factor,
-// into merge [DECODE_WARPS][MERGE_HEADS][MERGE_STRIDE]. A row that is whole here goes on in `sums` and is written when
-// its last range is in; a range of another row leaves its partial.
+struct Merge {  // where the warps exchange sums: of `heads` heads at a time, MERGE_STRIDE apart, a warp's behind `pitch` floats
+    float* sums;
+    int heads, pitch;
+};
+
+// store(head0, merge) puts this warp's value sums of heads head0 .. head0 + merge.heads - 1, times the warp's factor, into
+// merge, which has room for MERGE_HEADS or for all heads. A row that is whole here goes on in `sums`, or
+// in sh.done where that exists, and is written when its last range is in; a range of another row leaves its partial.
 template <class Store>
-DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)[MERGE_PASSES][OWN], float* merge,
+DEVICE void finish_range(Shared& sh, const Task& task, bool whole, sums_t (&sums)[MERGE_PASSES][OWN], Merge merge,
                          int slots, float* partial, float2* partial_max_sum, float* out, u8* operand, int groups,
                          Store store) {
     const bool newest = task.split == task.n_used - 1;
@@ -305,27 +321,31 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
     for (int pass = 0; pass < MERGE_PASSES; ++pass) {
         const int head0 = pass * MERGE_HEADS, n = min(MERGE_HEADS, n_heads - head0) * VALUE_DIM;
         if (HEAD_PARTS > 1 && n <= 0) break;
-        if (pass > 0) __syncthreads();  // all have read the heads before
-        store(head0, merge);
-        __syncthreads();
+        if (pass == 0 || merge.heads == MERGE_HEADS) {
+            if (pass > 0) __syncthreads();  // all have read the heads before
+            store(head0, merge);
+            __syncthreads();
+        }
+        const int stored0 = merge.heads == MERGE_HEADS ? head0 : 0;
 #pragma unroll
         for (int k = 0; k < OWN; ++k) {
-            const int i = threadIdx.x + k * THREADS, h = head0 + i / VALUE_DIM, d = i % VALUE_DIM;
+            const int i = (threadIdx.x + k * THREADS) * EACH_SUM, h = head0 + i / VALUE_DIM, d = i % VALUE_DIM;
             if (i >= n) break;
-            float sum = newest ? __fmul_rn(sh.new_factor[h], sh.new_value[d]) : 0.0f;
+            sums_t sum = {};
+            if (newest) sum = part_of(sh.new_value + d, sh.new_factor[h]);
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
+            for (int w = 0; w < DECODE_WARPS; ++w)
+                sum = plus(sum, *(const sums_t*)(merge.sums + w * merge.pitch + (h - stored0) * MERGE_STRIDE + d));
             if (whole) {
-                sums[pass][k] = add_range(task.split == 0 ? 0.0f : sums[pass][k], sh.factors[h], sum);
-                if (newest) {
-                    const float value = sums[pass][k] * sh.row_factor[h];
-                    row[h * VALUE_DIM + d] = value;
 #if LEAVES_OPERAND
-                    sh.done[h * VALUE_DIM + d] = value;
+                sums_t& so_far = *(sums_t*)(sh.done + h * VALUE_DIM + d);
+#else
+                sums_t& so_far = sums[pass][k];
 #endif
-                }
+                so_far = add_range(task.split == 0 ? sums_t{} : so_far, sh.factors[h], sum);
+                if (newest) *(sums_t*)(row + h * VALUE_DIM + d) = so_far = times(so_far, sh.row_factor[h]);
             } else {
-                partial[(slot + h) * VALUE_DIM + d] = sum;
+                *(sums_t*)(partial + (slot + h) * VALUE_DIM + d) = sum;
             }
         }
     }

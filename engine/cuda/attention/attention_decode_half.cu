@@ -20,10 +20,14 @@ DEVICE void look_up_pages(Tiles& tiles, const Task& task, int j, const int* bloc
     tiles.pages32 = p < task.high ? block_table[(i64)task.row * max_pages + p / PAGE] : -1;
 }
 
+DEVICE int count_tiles(const Task& task) {
+    const int n_tiles = (task.high - task.low + TILE - 1) / TILE;
+    return max(0, (n_tiles - (int)(threadIdx.x >> 5) + DECODE_WARPS - 1) / DECODE_WARPS);
+}
+
 DEVICE Tiles tiles_of(const Task& task, const int* block_table, int max_pages) {
     Tiles tiles;
-    const int n_tiles = (task.high - task.low + TILE - 1) / TILE;
-    tiles.count = max(0, (n_tiles - (int)(threadIdx.x >> 5) + DECODE_WARPS - 1) / DECODE_WARPS);
+    tiles.count = count_tiles(task);
     look_up_pages(tiles, task, 0, block_table, max_pages);
     return tiles;
 }
@@ -77,30 +81,50 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     __shared__ float offsets[CACHE_Q8 ? KEY_CHUNKS * 8 : 1];
     const Cuts cuts = {window, max_pages * PAGE};
     Task begin;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #if ONE_RANGE
     const int left = take_one(begin, positions, cuts) && heads_of_block(begin) > 0;
 #else
-    // In shared memory, a copy for each warp, for want of registers: the range at hand and the one after it.
-    __shared__ Task tasks[2][DECODE_WARPS];
-    int left = take_share(begin, positions, rows, cuts, slots);
+    // The range at hand, the next one, and the one after that, which the last warp finds. Range i is in i % 4: a warp may
+    // still be at range i - 1 when the last one has found range i + 2.
+    __shared__ Task tasks[4];
+    // Where every row is one range, this block's first row is known before any length: its pages are asked for meanwhile.
+    const int guess = rows / gridDim.y * blockIdx.y + min(blockIdx.y, rows % gridDim.y);
+    const int guess_page = (warp + lane * DECODE_WARPS) * TILE / PAGE;
+    const int guessed = guess < rows && guess_page < max_pages ? block_table[(i64)guess * max_pages + guess_page] : -1;
+    bool busy;
+    int left = take_share(begin, busy, positions, rows, cuts, slots);
 #endif
     if (left == 0) {
         if (blockIdx.y == 0) pdl_wait();  // one block that waits keeps the grid behind its predecessors
         return;
     }
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     u8* slot = dynamic + warp * TILE_BYTES;
     float* merge = (float*)(dynamic + DECODE_WARPS * TILE_BYTES);
+#if ONE_RANGE
     Tiles tiles = tiles_of(begin, block_table, max_pages);
-    {
-        const Fetch fetch = first_of(tiles, begin);  // old rows: no earlier kernel of this step writes them
-        copy_keys(slot, fetch, cache_k);
-        copy_values(slot, fetch, cache_v);
-    }
-#if !ONE_RANGE
-    int peek = positions[min(begin.row + 1, rows - 1)];
+    const bool late = false;
+#else
+    Tiles tiles = {count_tiles(begin), tile_start(begin, lane) < begin.high ? guessed : -1};
+    if (begin.row != guess || begin.low != 0) look_up_pages(tiles, begin, 0, block_table, max_pages);
+    // Behind what two blocks of a multiprocessor ask for the query would wait longer than it takes to prepare it.
+    const bool late = busy;  // values behind the query
 #endif
-    float sums[MERGE_PASSES][OWN] = {};
+    const Fetch fetch_first = first_of(tiles, begin);
+    // Old rows: no earlier kernel of this step writes them.
+    copy_keys(slot, fetch_first, cache_k);
+    if (!ONE_RANGE) copy_commit();  // where later ranges have a token
+    if (!late) copy_values(slot, fetch_first, cache_v);
+#if !ONE_RANGE
+    int peek = 0;
+    if (warp == DECODE_WARPS - 1) {
+        peek = positions[min(begin.row + 1, rows - 1)];
+        Task ahead = begin;
+        if (left > 1) advance(ahead, peek, positions, rows, cuts);
+        if (lane == 0) tasks[0] = begin, tasks[1] = ahead;
+    }
+#endif
+    sums_t sums[MERGE_PASSES][OWN] = {};
     bool first_row = true, new_row = true;
     Share share;
     int page = page_of_token(begin, block_table, max_pages), page_ahead = -1;
@@ -115,32 +139,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #define QUERY(i) q[i]
 #else
 #define QUERY(i) fragments[i][lane]
-    tasks[0][warp] = begin;
 #endif
-    for (int turn = 0;; turn ^= 1) {
+    for (int turn = 0;; turn = turn + 1 & 3) {
         Tiles tiles_ahead = {0, -1};
         bool row_ends = true;
 #if ONE_RANGE
         const Task &task = begin, &next = begin;
 #else
-        __syncwarp();
-        const Task &task = tasks[turn][warp], &next = tasks[turn ^ 1][warp];
+        const Task &task = tasks[turn], &next = tasks[turn + 1 & 3];
         if (left > 1) {
-            Task ahead = task;
-            advance(ahead, peek, positions, rows, cuts);
-            tiles_ahead = tiles_of(ahead, block_table, max_pages);
-            row_ends = ahead.row != task.row;
-            tasks[turn ^ 1][warp] = ahead;
-            __syncwarp();
+            tiles_ahead = tiles_of(next, block_table, max_pages);
+            row_ends = next.row != task.row;
         }
 #endif
         if (new_row) {
             share = share_of_row(task, left);
             if (!first_row) {
-                copy_wait<2>();   // sh.raw
+                copy_wait<1>();   // sh.raw
                 __syncthreads();  // and the row before is done
             }
-            take_token(sh, task, share.owns_new, page, first_row ? qkv : 0, cache_k, cache_v, q_norm, k_norm, eps);
+            take_token(sh, task, share.owns_new, page, first_row ? qkv : 0, cache_k, cache_v, q_norm, k_norm, eps,
+                       [&] { if (late && first_row) copy_values(slot, fetch_first, cache_v); });
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             first_row = false;
             const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
@@ -148,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 store_fragments(fragments, offsets, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
             if (share.owns_new) {
-                score_new_token(sh, task, row_scale, softcap);
+                if (ONE_RANGE) score_new_token(sh, task, row_scale, softcap);
                 mark_spoilt(sh, task, page, cache_k);
             }
 #if ONE_RANGE
@@ -156,34 +175,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             for (int i = 0; i < KEY_DIM / 16; ++i) q[i] = fragments[i][lane];
 #endif
         }
-        if (!ONE_RANGE && row_ends && left > 1) {
-            fetch_token(sh, qkv, next);
-            page_ahead = page_of_token(next, block_table, max_pages);
-            rope_angles(sh.angles, next.position, inv_freq, rope_scale);
-        }
-        copy_commit();  // a third group, between this range's first tile and its second
 
         float o[VALUE_DIM / 16][4] = {};
         float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
-        if (!ONE_RANGE && tiles.count == 0) {  // nothing of this range: begin with the next one
-            const Fetch fetch = first_of(tiles_ahead, next);
-            copy_keys(slot, fetch, cache_k);
-            copy_values(slot, fetch, cache_v);
-        }
+        auto leave_top = [&] {  // for the other warps
+            sum += __shfl_xor_sync(FULL_MASK, sum, 1);
+            sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+            if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
+            __syncthreads();
+        };
         const int first = task.first, high_end = task.high;
-        for (int j = 0; j < tiles.count; ++j) {
+        for (int j = 0; j < (ONE_RANGE ? tiles.count : max(tiles.count, 1)); ++j) {
             const int start = tile_start(task, j);
-            float s[TILE / 4];  // of positions 8n + 2t and the next one, for each n
-            if (j == 0)
-                copy_wait<2>();
-            else
-                copy_wait<1>();
-            __syncwarp();
-            score_tile(s, slot, [&](int i) { return QUERY(i); }, offsets);
-            __syncwarp();
-            if (j + 1 < tiles.count && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
-            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1)
-                                                      : first_of(tiles_ahead, next);
+            const bool last = j + 1 >= tiles.count;
+            float s[TILE / 4] = {};  // of positions 8n + 2t and the next one, for each n
+            if (ONE_RANGE || tiles.count > 0) {
+                if (!ONE_RANGE && j == 0)
+                    copy_wait<2>();  // a token, and values
+                else
+                    copy_wait<1>();
+                __syncwarp();
+                score_tile(s, slot, [&](int i) { return QUERY(i); }, offsets);
+                __syncwarp();
+            }
+            if (!last && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
+            const Fetch fetch = last ? first_of(tiles_ahead, next) : fetch_of(tiles, task, j + 1);
             copy_keys(slot, fetch, cache_k);
 
             float p[TILE / 4], high = LOWEST;
@@ -198,13 +214,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 2));
             if (__any_sync(FULL_MASK, high > top)) {
                 const float risen = fmaxf(top, high), shrink = power2(top - risen);
-                const float left_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t),
-                            right_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
                 top = risen;
                 sum = __fmul_rn(sum, shrink);
+                if (j > 0) {  // else all are zeros
+                    const float left_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t),
+                                right_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
 #pragma unroll
-                for (int i = 0; i < VALUE_DIM / 16; ++i)
-                    o[i][0] *= left_shrink, o[i][1] *= right_shrink, o[i][2] *= left_shrink, o[i][3] *= right_shrink;
+                    for (int i = 0; i < VALUE_DIM / 16; ++i)
+                        o[i][0] *= left_shrink, o[i][1] *= right_shrink, o[i][2] *= left_shrink, o[i][3] *= right_shrink;
+                }
             }
 #pragma unroll
             for (int i = 0; i < TILE / 4; ++i) p[i] = power2(p[i] - top);
@@ -216,27 +234,57 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 split_halves(p[4 * i + 2], p[4 * i + 3], hi[i][1], lo[i][1]);
             }
 
-            if (j == 0)
-                copy_wait<2>();
-            else
-                copy_wait<1>();
-            __syncwarp();
+#if !ONE_RANGE
+            if (last) {
+                if (task.split == task.n_used - 1) {
+                    const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
+                    score_new_token(sh, task, row_scale, softcap);
+                }
+                if (warp == DECODE_WARPS - 1 && left > 2) {
+                    Task after = next;
+                    advance(after, peek, positions, rows, cuts);
+                    if (lane == 0) tasks[turn + 2 & 3] = after;
+                }
+                leave_top();  // factors are known before the last values have come
+                const float f = weigh_warps(sh, task, sinks, top);
+                if (t == 0) sh.factor[warp][g] = f;
+                if (row_ends && left > 1) {
+                    fetch_token(sh, qkv, next);
+                    page_ahead = page_of_token(next, block_table, max_pages);
+                    rope_angles(sh.angles, next.position, inv_freq, rope_scale);
+                }
+                copy_commit();  // a group of its own, between the next range's first keys and values
+            }
+#endif
+            if (ONE_RANGE || tiles.count > 0) {
+                if (!ONE_RANGE && last)
+                    copy_wait<2>();  // keys, and a token
+                else
+                    copy_wait<1>();
+                __syncwarp();
 #pragma unroll
-            for (int i = 0; i < TILE / 16; ++i) add_positions(o, slot, i, hi[i], lo[i]);
-            __syncwarp();
+                for (int i = 0; i < TILE / 16; ++i) add_positions(o, slot, i, hi[i], lo[i]);
+                __syncwarp();
+            }
             copy_values(slot, fetch, cache_v);
         }
 
-        sum += __shfl_xor_sync(FULL_MASK, sum, 1);
-        sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-        if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
-        __syncthreads();
+#if ONE_RANGE
+        leave_top();
         const float f = weigh_warps(sh, task, sinks, top);
         const float left_f = __shfl_sync(FULL_MASK, f, 8 * t), right_f = __shfl_sync(FULL_MASK, f, 8 * t + 4);
-        auto store = [&](int head0, float* to) {
+#else
+        __syncwarp();
+        const float left_f = sh.factor[warp][2 * t], right_f = sh.factor[warp][2 * t + 1];
+#endif
+        // Behind the block's last range nothing is fetched any more: tiles have room for the sums of all heads.
+        constexpr bool ALL_FIT = MERGE_PASSES > 1 && (MOST_HEADS + 1) * MERGE_STRIDE * 4 <= TILE_BYTES;
+        const Merge exchange = ALL_FIT && left == 1 ? Merge{(float*)dynamic, MOST_HEADS, TILE_BYTES / 4}
+                                                    : Merge{merge, MERGE_HEADS, MERGE_HEADS * MERGE_STRIDE};
+        auto store = [&](int head0, const Merge& to) {
             const int h = 2 * t - head0;  // this lane's first head
-            if (h < 0 || h >= MERGE_HEADS) return;
-            float* mine = to + (warp * MERGE_HEADS + h) * MERGE_STRIDE;
+            if (h < 0 || h >= to.heads) return;
+            float* mine = to.sums + warp * to.pitch + h * MERGE_STRIDE;
 #pragma unroll
             for (int i = 0; i < VALUE_DIM / 16; ++i) {
                 const int d = value_of(i, g);
@@ -244,8 +292,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right_f, o[i][3] * right_f);
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, operand, operand_groups,
-                     store);
+        finish_range(sh, task, share.whole, sums, exchange, slots, partial, partial_max_sum, out, operand,
+                     operand_groups, store);
         if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out, operand,
                        operand_groups);

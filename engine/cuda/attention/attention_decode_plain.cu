@@ -14,14 +14,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
     const Cuts cuts = {window, max_pages * PAGE};
     Task task;
-    int left = ONE_RANGE ? take_one(task, positions, cuts) : take_share(task, positions, rows, cuts, slots);
+    bool busy;
+    int left = ONE_RANGE ? take_one(task, positions, cuts) : take_share(task, busy, positions, rows, cuts, slots);
     if (left == 0) {
         if (blockIdx.y == 0) pdl_wait();  // one block that waits keeps the grid behind its predecessors
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block();
     int peek = positions[min(task.row + 1, rows - 1)];
-    float sums[MERGE_PASSES][OWN] = {}, factor = 0.0f;
+    sums_t sums[MERGE_PASSES][OWN] = {};
+    float factor = 0.0f;
     bool first_row = true, new_row = true;
     Share share;
     while (true) {
@@ -35,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             if (first_row) pdl_wait();
             first_row = false;
             const int page = page_of_token(task, block_table, max_pages);
-            take_token(sh, task, share.owns_new, page, qkv, cache_k, cache_v, q_norm, k_norm, eps);
+            take_token(sh, task, share.owns_new, page, qkv, cache_k, cache_v, q_norm, k_norm, eps, [] {});
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             __syncthreads();
             const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
@@ -107,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         __syncthreads();
         const int own = lane / 4;
         const float f = weigh_warps(sh, task, sinks, own < heads_of_block(task) ? sh.top[warp][own] : 0.0f);
-        auto store = [&](int head0, float* to) {
+        auto store = [&](int head0, const Merge& to) {
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {
                 if (h < head0 || h >= head0 + MERGE_HEADS) continue;
@@ -115,12 +117,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
                 for (int i = 0; i < VALUES_PER_LANE; ++i) {
                     const int d = lane + i * WARP;
-                    if (d < VALUE_DIM) to[(warp * MERGE_HEADS + h - head0) * MERGE_STRIDE + d] = o[h][i] * factor_h;
+                    if (d < VALUE_DIM) to.sums[warp * to.pitch + (h - head0) * MERGE_STRIDE + d] = o[h][i] * factor_h;
                 }
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, operand, operand_groups,
-                     store);
+        finish_range(sh, task, share.whole, sums, Merge{merge, MERGE_HEADS, MERGE_HEADS * MERGE_STRIDE}, slots, partial,
+                     partial_max_sum, out, operand, operand_groups, store);
         const bool row_ends = left == 1 || task.split + 1 == task.n_used;
         if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out, operand,

@@ -92,7 +92,7 @@ def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps
         return merge + (n_warps * tile * _tile_row_bytes(shape) if shape.tensor_cores else 0)
 
     def static(n_warps: int) -> int:
-        token = (2 * active + 5) * shape.key_dim + 2 * shape.value_dim + 36 * n_warps + 92
+        token = (2 * active + 5) * shape.key_dim + 2 * shape.value_dim + 24 * n_warps + 132
         token += active * shape.value_dim if leaves else 0
         operands = 32 * shape.key_dim if shape.tensor_cores else 128 * n_warps * shape.head_tile
         return 4 * token + operands

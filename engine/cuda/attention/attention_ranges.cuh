@@ -91,12 +91,21 @@ DEVICE void find_row(Task& task, const Ranges& ranges, int at, const int* positi
     task.n_used = __shfl_sync(FULL_MASK, task.n_used, owner);
 }
 
-// The first range of this block's run; gives the length of the run. Every warp does the same.
-DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cuts, int slots) {
+// The first range of this block's run; gives the length of the run. `busy`: more than half of the blocks have one. Every
+// warp does the same.
+DEVICE int take_share(Task& task, bool& busy, const int* positions, int rows, const Cuts& cuts, int slots) {
     const int lane = threadIdx.x & 31, each = (rows + WARP - 1) / WARP;
     Ranges ranges = {min(lane * each, rows), min((lane + 1) * each, rows), 0, 0};
+    constexpr int AHEAD = 4;  // lengths that are asked for at once
 #pragma unroll 1
-    for (int row = ranges.from; row < ranges.to; ++row) ranges.mine += cut(task, positions[row], cuts);
+    for (int row = ranges.from; row < ranges.to; row += AHEAD) {
+        int lengths[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) lengths[i] = row + i < ranges.to ? positions[row + i] : -1;
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i < ranges.to) ranges.mine += cut(task, lengths[i], cuts);  // find_row() takes a lone row's cut from here
+    }
     ranges.until = ranges.mine;
 #pragma unroll
     for (int offset = 1; offset < WARP; offset <<= 1) {
@@ -105,6 +114,7 @@ DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cu
     }
     const u32 total = __shfl_sync(FULL_MASK, ranges.until, WARP - 1);
     // The first blocks of a column get one more than the others: they start first, each on a multiprocessor of its own.
+    busy = 2 * total > gridDim.y;
     const u32 each_block = total / gridDim.y, more = total % gridDim.y;
     int at = each_block * blockIdx.y + min(blockIdx.y, more), end = at + each_block + (blockIdx.y < more);
     if (total > slots) {  // to the next row's start
