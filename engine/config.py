@@ -112,7 +112,8 @@ class EngineConfig:
             long prompt does not stop them. None: what suits the device.
         target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits
             long for a token; "throughput" takes as long ones as without streams, which serves all requests together
-            faster; "balanced" takes longer ones the more streams run.
+            faster, and lets decode attention suit many long sequences rather than one; "balanced" takes longer ones the
+            more streams run.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for

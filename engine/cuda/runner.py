@@ -61,7 +61,7 @@ class CudaRunner:
         cache_tokens: positions of all sequences together; None: as many as most of the free memory holds.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to load.memory_plan.PREFILL_ROWS.
         checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
-        target: config.Target; how many rows of prompts run beside decode steps.
+        target: config.Target; how many rows of prompts run beside decode steps, and the ranges of their attention.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
         status: told what takes long.
@@ -108,7 +108,13 @@ class CudaRunner:
             launches, self._plan = choose(
                 model,
                 card,
-                Settings(KvType.parse(kv_type), max_sequences or 0, prefill_chunk or 0, deterministic),
+                Settings(
+                    KvType.parse(kv_type),
+                    max_sequences or 0,
+                    prefill_chunk or 0,
+                    deterministic,
+                    throughput=target == Target.THROUGHPUT,
+                ),
                 self._gpu.free_bytes(),
                 context_length=context_length,
                 cache_tokens=cache_tokens,

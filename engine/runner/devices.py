@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import EngineConfig, KvType, cache_size, checkpoint_count, page_count
+from engine.config import EngineConfig, KvType, Target, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
 from engine.errors import DeviceError
@@ -136,6 +136,7 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
         max_sequences=config.max_sequences or MOST_SEQUENCES,
         prefill_rows=config.prefill_chunk or PREFILL_ROWS[0],
         deterministic=config.deterministic,
+        throughput=config.target == Target.THROUGHPUT,
     )
     rows = launch_rows(describe(model, REFERENCE_CARD, settings))
     return [row.as_dict() for row in rows], launch_table(rows)

@@ -78,7 +78,7 @@ def _tile_row_bytes(shape: AttentionShape) -> int:
 def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0) -> DecodePlan:
     """Chooses the layout of attention_decode; warps can be forced (0 = choose)."""
     tile = 32 if shape.bytes_cached else 16  # positions that a warp fetches at once, as in the kernel
-    min_chunk = tile * 8 * (2 if shape.bytes_cached and shape.crowded else 1)
+    min_chunk = tile * 8 * shape.stretch
     columns = shape.kv_heads * shape.head_tiles
     few_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
     n_splits = min(MAX_SPLITS, 2 * few_splits)

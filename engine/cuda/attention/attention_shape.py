@@ -42,8 +42,9 @@ class AttentionShape:
         values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
             tensor cores.
         unmarked: keys carry no such mark, and may be their values: kernels that read single positions alone read them.
-        crowded: of a runner of many: ranges of positions are longer where the cache is of bytes. On an H200 256
-            sequences of 1500 then take 279 us instead of 303, and one of 1024 takes 10.7 instead of 6.9.
+        stretch: ranges of positions in decode steps are so many times as long: 1, 2 or 4. Microseconds on an H200, 32
+            heads of 128 over 8: 256 sequences of 1500 412 with 1 and 376 with 4 (a cache of bytes: 303, 279 and 252
+            with 1, 2 and 4), one of 1024 5.8 and 13.8 (6.9 and 10.7 with 1 and 2).
         gate: floats of a row behind queries, keys and values, which the kernels do not read; a multiple of ALIGNED.
     """
 
@@ -60,7 +61,7 @@ class AttentionShape:
     distances: int = 0
     both_ways: bool = False
     unmarked: bool = False
-    crowded: bool = False
+    stretch: int = 1
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"

@@ -146,6 +146,15 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict
     )
 
 
+def _stretch(settings: Settings) -> int:
+    """AttentionShape.stretch: what many sequences gain from longer ranges, one sequence loses."""
+    if settings.max_sequences <= CROWD:
+        return 1
+    if settings.throughput:
+        return 4
+    return 2 if settings.kv_type is KvType.Q8_0 else 1
+
+
 def _mixer(
     layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict[int, int], *, factor: float
 ) -> MixerPlan | None:
@@ -155,9 +164,8 @@ def _mixer(
     if attended is not None:
         owner = layer.index if attended.cache_layer is None else attended.cache_layer
         parts = attended, layer.attention, chooser
-        crowded = settings.kv_type is KvType.Q8_0 and settings.max_sequences > CROWD
         attention = describe_attention(
-            *parts, kv_type=settings.kv_type, crowded=crowded, factor=factor, kept_at=kept.get(owner)
+            *parts, kv_type=settings.kv_type, stretch=_stretch(settings), factor=factor, kept_at=kept.get(owner)
         )
     if (moved := layer.config.recurrent_part) is not None:
         assert layer.recurrent is not None

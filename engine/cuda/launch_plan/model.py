@@ -50,12 +50,14 @@ class Settings:
         max_sequences: slots.
         prefill_rows: most rows of a batch of prompts.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
+        throughput: many sequences together matter, not one alone.
     """
 
     kv_type: KvType
     max_sequences: int
     prefill_rows: int
     deterministic: bool = False
+    throughput: bool = False
 
 
 @dataclass(frozen=True)

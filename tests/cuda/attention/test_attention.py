@@ -232,7 +232,8 @@ def test_widths_of_a_cache_of_bytes(dim):
     shape = shape_of(4, 2, dim, half=KvType.Q8_0)
     check_decode(shape, [0, 63, -1, 64, 300, 777])
     check_decode(shape_of(4, 2, dim, value_dim=96, half=KvType.Q8_0), [3, 700])
-    check_decode(shape_of(4, 2, dim, half=KvType.Q8_0, crowded=True), [63, 3000])
+    check_decode(shape_of(4, 2, dim, half=KvType.Q8_0, stretch=2), [63, 3000])
+    check_decode(shape_of(4, 2, dim, stretch=4), [63, 3000])
     check_prefill(shape, [(0, 70), (33, 1), (100, 17)])
 
 

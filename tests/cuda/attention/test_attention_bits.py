@@ -21,12 +21,14 @@ SHAPES = [
     shape_of(8, 2, 128, half=KvType.Q8_0),
     shape_of(8, 1, 256, half=KvType.Q8_0),
     shape_of(14, 2, 96, half=KvType.Q8_0),
-    shape_of(8, 2, 128, half=KvType.Q8_0, crowded=True),
+    shape_of(8, 2, 128, half=KvType.Q8_0, stretch=2),
+    shape_of(8, 2, 64, stretch=4),
 ]
 
 
 def name_of(shape):
-    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {shape.kv_type}{' crowded' * shape.crowded}"
+    longer = f" stretch {shape.stretch}" if shape.stretch > 1 else ""
+    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {shape.kv_type}{longer}"
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------

@@ -214,12 +214,24 @@ def test_other_caches_are_planned(models, monkeypatch, kv_type, names):
         check_runner(monkeypatch, models[name], 90, kv_type=kv_type)
 
 
-def test_a_cache_of_bytes_is_laid_out_for_its_runner(models, tmp_path):
-    """Longer ranges where many sequences run; float16 where nothing stays cached."""
-    for slots, crowded in ((64, False), (65, True)):
-        (plan,) = plans(models["8b"], [(90, 132)], kv_type=KvType.Q8_0, max_sequences=slots)
-        assert {shape.crowded for shape in plan.attention_shapes} == {crowded}
-        assert {decode_plan(shape, 90, 132).min_chunk for shape in plan.attention_shapes} == {512 if crowded else 256}
+@pytest.mark.parametrize(
+    ("kv_type", "slots", "throughput", "positions"),
+    [
+        (KvType.Q8_0, 64, True, 256),
+        (KvType.Q8_0, 65, False, 512),
+        (KvType.Q8_0, 65, True, 1024),
+        (KvType.F16, 64, True, 128),
+        (KvType.F16, 65, False, 128),
+        (KvType.F16, 65, True, 512),
+    ],
+)
+def test_ranges_of_attention_suit_the_runner(models, kv_type, slots, throughput, positions):
+    """Longer where many sequences run, and more so where one alone does not matter."""
+    (plan,) = plans(models["8b"], [(90, 132)], kv_type=kv_type, max_sequences=slots, throughput=throughput)
+    assert {decode_plan(shape, 90, 132).min_chunk for shape in plan.attention_shapes} == {positions}
+
+
+def test_a_model_that_caches_nothing_has_no_cache_of_bytes(tmp_path):
     (plan,) = plans(bert_like("bert", positions=True).write(tmp_path), [(90, 132)], kv_type=KvType.Q8_0)
     assert {shape.kv_type for shape in plan.attention_shapes} == {KvType.F16}
 

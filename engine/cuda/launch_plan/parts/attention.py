@@ -197,7 +197,7 @@ class AttentionPlan:
         return attention_plan.build_jobs(self.shape, *card)
 
 
-def attention_shape(config: AttentionConfig, kv_type: KvType, *, crowded: bool = False) -> AttentionShape:
+def attention_shape(config: AttentionConfig, kv_type: KvType, *, stretch: int = 1) -> AttentionShape:
     """The kernel shape of one layer's attention."""
     rope = None if rotates_apart(config) else config.rope
     return AttentionShape(
@@ -214,7 +214,7 @@ def attention_shape(config: AttentionConfig, kv_type: KvType, *, crowded: bool =
         gate=-(-gate_columns(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
         distances=FARTHEST if config.relative_buckets else 0,
         both_ways=not config.causal,
-        crowded=crowded,
+        stretch=stretch,
     )
 
 
@@ -252,19 +252,19 @@ def describe_attention(
     chooser: Chooser,
     *,
     kv_type: KvType,
-    crowded: bool,
+    stretch: int,
     factor: float,
     kept_at: int | None = None,
 ) -> AttentionPlan:
     """Attention of one layer; what it adds to the stream is multiplied by factor.
 
-    kept_at: see AttentionPlan. crowded: see AttentionShape.
+    kept_at: see AttentionPlan. stretch: see AttentionShape.
     """
     latent = None
     if weights.latent is not None:
         latent = describe_latent(config, weights, weights.latent, chooser)
     folded = kept_at is None and folds_heads(config, weights)  # what is kept is normalized
-    shape, indexer = attention_shape(config, kv_type, crowded=crowded), None
+    shape, indexer = attention_shape(config, kv_type, stretch=stretch), None
     if config.indexer is not None:
         indexer = describe_indexer(config.indexer, weights.indexer, shape, chooser, kv_type)
     output, gates = chooser.projection([weights.output], factor=factor), gate_columns(config)
