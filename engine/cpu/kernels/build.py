@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from llvmlite.binding import ffi
+from llvmlite.binding import ffi, initialize_native_asmparser
 from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
@@ -217,6 +217,7 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
 def _compile(function: Kernel, signature: Any) -> Kernel:
     """Compiles through the disk cache if there is a usable one."""
     settings.check()
+    initialize_native_asmparser()
     dispatcher: Any = njit(nogil=True)(function)
     with suppress(Exception):  # no folder that can be written is no reason not to run
         dispatcher._cache = KernelCache(function)

@@ -65,14 +65,20 @@ class Isa:
     steps_at_once = 2
     """Steps per round of the innermost loop of tiles."""
 
+    mnemonics: tuple[str, str] | None = None
+    """Assembler of a multiplication and an addition, where tiles order them themselves (integer/tile_steps.py)."""
+
     def __init__(self, e: Emitter, largest: int) -> None:
         self._e = e
         self._largest = largest
 
-    @staticmethod
-    def most(largest: int) -> int:
-        """Steps that a span may have at most."""
-        return 1 << 10
+    @classmethod
+    def span(cls, steps: int, largest: int, zero: int) -> int:
+        """Steps of weights 0 to `largest` that are added before the sum is brought to 32 bits: all, or a half, ...
+
+        zero: the offset that `begin` takes away.
+        """
+        return steps
 
     @classmethod
     def for_tiles(cls, largest: int) -> "type[Isa]":
@@ -94,18 +100,34 @@ class Isa:
         """Brings integer factors (8 × i32, within 16 bits) into the form that `finish` takes."""
         return numbers
 
-    def begin(self, count: Value | None, offset: int) -> Value:
+    def begin(self, count: Value | None, offset: int, *, halves: bool, whole: bool = True) -> Value:
         """The accumulator before the first step of all that share a factor.
 
-        count: the sum of their activations (8 × i32, only read where there is an offset). Of weights q + offset the
-        accumulator, or what `taken` gives, takes away offset · count, so that what remains is the sum of q.
-        """
-        if offset and self.sums_lanes:
-            return self._e.builder.mul(count, self._e.const(count, -offset))
-        return ir.Constant(self.accumulator, [0] * self.accumulator.count)
+        Of weights q + offset the accumulator, or what `taken` gives, takes away offset times the sum of activations, so
+        that what remains is the sum of q.
 
-    def taken(self, count: Value | None, offset: int, factor: Value | None) -> Value | None:
-        """What to add to the sums that `finish` gave (with that factor), 8 × i32, or None where `begin` did all."""
+        count: that sum (8 × i32, only read where there is an offset).
+        halves: it is two sums of 16 bits, of columns 0, 1, 4, 5, ... and in the upper half of the others.
+        whole: the steps are one span.
+        """
+        if not offset:
+            return self.zeros()
+        b, e = self._e.builder, self._e
+        if halves:
+            sixteen = e.const(count, 16)
+            count = b.add(b.ashr(count, sixteen), b.ashr(b.shl(count, sixteen), sixteen))
+        return b.mul(count, e.const(count, -offset))
+
+    @classmethod
+    def zeros(cls) -> Value:
+        """An accumulator of nothing."""
+        return ir.Constant(cls.accumulator, [0] * cls.accumulator.count)
+
+    def taken(self, count: Value | None, offset: int, factor: Value | None, *, whole: bool) -> Value | None:
+        """What to add to the sums that `finish` gave (with that factor), 8 × i32, or None where `begin` did all.
+
+        whole: see `begin`; counts have halves.
+        """
         return None
 
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
@@ -195,21 +217,38 @@ class Avx2(Isa):
 
     accumulator = V16
     sums_lanes = multiplies_signed = False
+    mnemonics: tuple[str, str] | None = ("vpmaddubsw", "vpaddw")
 
-    def taken(self, count: Value | None, offset: int, factor: Value | None) -> Value | None:
-        """See Isa.taken: the count is cut into two numbers of 16 bits, as VPMADDWD adds them again."""
-        if not offset or self.sums_lanes:
+    def begin(self, count: Value | None, offset: int, *, halves: bool, whole: bool = True) -> Value:
+        """See Isa.begin: offsets are taken away in 16 bits, where overflow of what is in between does no harm."""
+        if not offset or not whole:
+            return self.zeros()
+        assert halves, "of 16 bits there are other instructions"
+        return self._e.builder.mul(self._e.builder.bitcast(count, V16), _all_16(-offset))
+
+    def taken(self, count: Value | None, offset: int, factor: Value | None, *, whole: bool) -> Value | None:
+        """See Isa.taken."""
+        if not offset or whole:
             return None
-        e, b = self._e, self._e.builder
-        half = b.ashr(count, e.const(count, 1))
-        pairs = b.or_(e.mask(half, 0xFFFF), e.shift_left(b.sub(count, half), 16))
-        by = ir.Constant(V16, [-offset] * V16.count)
-        return self.finish(b.bitcast(pairs, V16), by if factor is None else b.mul(factor, by))
+        by = _all_16(-offset)
+        return Avx2.finish(self, self._e.builder.bitcast(count, V16), by if factor is None else self._e.builder.mul(factor, by))
 
     @staticmethod
-    def most(largest: int) -> int:
-        """See Isa.most."""
-        return 1 if largest > ACTIVATION_MAX else 32767 // (2 * largest * ACTIVATION_MAX)
+    def ones() -> Value:
+        """The factor 1."""
+        return _all_16(1)
+
+    @classmethod
+    def span(cls, steps: int, largest: int, zero: int) -> int:
+        """See Isa.span: sums of 16 bits wrap around, so only what is left without the offset has to fit into them."""
+        if largest > ACTIVATION_MAX:
+            return 1
+        per_step = 2 * ACTIVATION_MAX
+        if zero and steps * per_step * max(zero, largest - zero) < 1 << 15:
+            return steps
+        while steps * per_step * largest >= 1 << 15:
+            steps //= 2
+        return steps
 
     @classmethod
     def for_tiles(cls, largest: int) -> type[Isa]:
@@ -237,8 +276,7 @@ class Avx2(Isa):
 
     def finish(self, total: Value, factor: Value | None) -> Value:
         """See Isa.finish."""
-        by = ir.Constant(V16, [1] * V16.count) if factor is None else factor
-        return call(self._e, "llvm.x86.avx2.pmadd.wd", V32, total, by)
+        return call(self._e, "llvm.x86.avx2.pmadd.wd", V32, total, _all_16(1) if factor is None else factor)
 
     @staticmethod
     def look_up(e: Emitter, table: Sequence[int], indices: Value) -> Value:
@@ -257,13 +295,22 @@ class Avx2Wide(Avx2):
     accumulator = V32
     sums_lanes = multiplies_signed = True
     columns = 2
+    mnemonics = "vpmaddwd", "vpaddd"
 
     factor = staticmethod(Isa.factor)
 
-    @staticmethod
-    def most(largest: int) -> int:
-        """See Isa.most."""
-        return Isa.most(largest)
+    def begin(self, count: Value | None, offset: int, *, halves: bool, whole: bool = True) -> Value:
+        """See Isa.begin."""
+        return Isa.begin(self, count, offset, halves=halves)
+
+    def taken(self, count: Value | None, offset: int, factor: Value | None, *, whole: bool) -> Value | None:
+        """See Isa.taken."""
+        return None
+
+    @classmethod
+    def span(cls, steps: int, largest: int, zero: int) -> int:
+        """See Isa.span."""
+        return steps
 
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add; both operands are 16 × i16."""
@@ -272,6 +319,10 @@ class Avx2Wide(Avx2):
     def finish(self, total: Value, factor: Value | None) -> Value:
         """See Isa.finish."""
         return Isa.finish(self, total, factor)
+
+
+def _all_16(number: int) -> Value:
+    return ir.Constant(V16, [number] * V16.count)
 
 
 class Vnni(Isa):
@@ -288,6 +339,15 @@ class Vnni(Isa):
         """See Isa.for_16_bits: as many instructions either way. Pairs need no joining, and weights as 16 bits."""
         return VnniWide if tiles else cls
 
+    def begin(self, count: Value | None, offset: int, *, halves: bool, whole: bool = True) -> Value:
+        """See Isa.begin: VPMADDWD adds halves."""
+        if not offset or not halves:
+            return super().begin(count, offset, halves=halves)
+        pairs = vector(I16, 2 * self.accumulator.count)
+        by = ir.Constant(pairs, [-offset] * pairs.count)
+        name = "avx2.pmadd.wd" if self.accumulator.count == ROWS else "avx512.pmaddw.d.512"
+        return call(self._e, f"llvm.x86.{name}", self.accumulator, self._e.builder.bitcast(count, pairs), by)
+
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add."""
         return _dot(self._e, "vpdpbusd", total, weights, activations)
@@ -299,6 +359,7 @@ class VnniWide(Avx2Wide):
     """VPDPWSSD: VPMADDWD with its addition."""
 
     steps_at_once = 8
+    mnemonics = None
 
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add; both operands are 16 × i16."""

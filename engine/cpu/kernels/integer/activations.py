@@ -1,7 +1,7 @@
 """Activations in integers: how rows of float32 are quantized, and what a block of 32 columns of them looks like.
 
 First come the numbers q, then as float32 their scale d, d · sum(q), and d · sum of the first and of the last 16 q, then
-as int32 these three sums. Of 8 bits, q are 32 signed bytes. Of 16 bits they are split into 32 signed bytes h and 32
+as int32 these three sums; of 8 bits each in two halves of 16 bits, the lower for columns 0, 1, 4, 5, ... Of 8 bits, q are 32 signed bytes. Of 16 bits they are split into 32 signed bytes h and 32
 signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in which even and odd bytes of a word of
 weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on. Of 14 bits they are pairs in the order of columns.
 """
@@ -48,6 +48,7 @@ class Line:
         scale: where d is.
         sums: where d times the sums of all q, the first 16 and the last 16 are.
         counts: where these sums as integers are.
+        halves: whether these are two numbers of 16 bits each.
     """
 
     n_bytes: int
@@ -55,6 +56,7 @@ class Line:
     scale: int
     sums: tuple[int, int, int]
     counts: tuple[int, int, int]
+    halves: bool = False
 
     def places(self, of: tuple[int, int, int], count: int) -> tuple[int, ...]:
         """Where the sums `of` all columns are (count 1) or those of the halves (2)."""
@@ -62,7 +64,7 @@ class Line:
 
 
 LINES = {
-    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), (48, 52, 56)),
+    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), (48, 52, 56), halves=True),
     14: Line(96, HIGHEST_14, 64, (68, 72, 76), (80, 84, 88)),
     16: Line(96, HIGHEST_16, 64, (68, 72, 76), (80, 84, 88)),
 }
@@ -155,11 +157,14 @@ def _write_line(e: Emitter, parts: list[Value], top: Value, line: Line, most: Va
         if narrow:
             e.store(short, target, ROWS * i, align=1)
         integers.append(b.sext(short, V32))
-    first, last = (_sum_lanes(e, b.add(integers[i], integers[i + 1])) for i in (0, 2))
+    first, last = (_sums_of_pairs(e, b.add(integers[i], integers[i + 1])) for i in (0, 2))
     e.store(scale, target, line.scale)
-    for number, total in enumerate((b.add(first, last), first, last)):
+    whole = [b.add(*both) for both in zip(first, last, strict=True)]
+    for number, (low, high) in enumerate((whole, first, last)):
+        total = b.add(low, high)
         e.store(e.multiply(b.sitofp(total, F32), scale), target, line.sums[number])
-        e.store(total, target, line.counts[number])
+        halves = e.either(e.mask(low, 0xFFFF), e.shift_left(high, 16))
+        e.store(halves if line.halves else total, target, line.counts[number])
     return integers
 
 
@@ -172,8 +177,9 @@ def quantize_blocks(e: Emitter, source: Value, target: Value, form: Value, first
         quantize_block(e, floats, e.builder.add(target, e.builder.mul(index, size)), form)
 
 
-def _sum_lanes(e: Emitter, value: Value) -> Value:
-    while value.type.count > 1:
-        half = value.type.count // 2
-        value = e.builder.add(e.part(value, 0, half), e.part(value, half, half))
-    return e.builder.extract_element(value, I32(0))
+def _sums_of_pairs(e: Emitter, value: Value) -> tuple[Value, Value]:
+    """Sums of lanes 0, 1, 4, 5 and of lanes 2, 3, 6, 7."""
+    b = e.builder
+    four = b.add(e.part(value, 0, 4), e.part(value, 4, 4))
+    lanes = [b.extract_element(four, I32(lane)) for lane in range(4)]
+    return b.add(*lanes[:2]), b.add(*lanes[2:])

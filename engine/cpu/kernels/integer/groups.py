@@ -67,13 +67,6 @@ class Kind:
         return self.panel.n_scales == 1
 
 
-def span_steps(isa: type[Isa], largest: int, steps: int) -> int:
-    """Steps whose products are added before the sum is brought to 32 bits: `steps` or its half, quarter, ..."""
-    while steps > isa.most(largest):
-        steps //= 2
-    return steps
-
-
 def smaller(builder: Any, a: Value, b: Value) -> Value:
     """The smaller of two integers."""
     return builder.select(builder.icmp_signed("<", a, b), a, b)
@@ -114,13 +107,15 @@ def group_sums(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]
     b, panel, isa = e.builder, kind.panel, kind.arithmetic(tiles=False)
     arithmetic, offset, count = isa(e, panel.largest), panel.offset(isa), max(panel.n_factors, kind.n_sums)
     spans = {8: _spans_of_8, 14: _span_of_14, 16: _span_of_16}[kind.bits]
+    whole = isa.span(STEPS // count, panel.largest, offset) == STEPS // count
     totals = []
     for which, place in enumerate(kind.line.places(kind.line.counts, count)):
         numbers = e.splat(e.load(line, I32, place, align=4), ROWS) if offset else None
         factor = isa.factor(e, group.factors[which * panel.n_factors // count]) if group.factors else None
         steps = range(which * STEPS // count, (which + 1) * STEPS // count)
-        total = arithmetic.taken(numbers, offset, factor)
-        for part in spans(e, kind, group, line, steps, arithmetic.begin(numbers, offset)):
+        total = arithmetic.taken(numbers, offset, factor, whole=whole)
+        start = arithmetic.begin(numbers, offset, halves=kind.line.halves, whole=whole)
+        for part in spans(e, kind, group, line, steps, start):
             part = arithmetic.finish(part, factor)
             total = part if total is None else b.add(total, part)
         totals.append(total)
@@ -130,7 +125,7 @@ def group_sums(e: Emitter, kind: Kind, group: Group, line: Value) -> list[Value]
 def _spans_of_8(e: Emitter, kind: Kind, group: Group, line: Value, steps: range, start: Value) -> Iterator[Value]:
     """Accumulators of these steps, as many as it takes; the first begins with `start`."""
     isa, largest = kind.arithmetic(tiles=False), kind.panel.largest
-    arithmetic, span = isa(e, largest), span_steps(isa, largest, len(steps))
+    arithmetic, span = isa(e, largest), isa.span(len(steps), largest, kind.panel.offset(isa))
     for first in steps[::span]:
         for step in range(first, first + span):
             if step % STEPS_AT_ONCE == 0:

@@ -14,12 +14,12 @@ from engine.cpu.kernels.integer.groups import (
     broadcast,
     float_at,
     hold,
-    span_steps,
     widened,
     zeros,
 )
 from engine.cpu.kernels.integer.panels import GROUP, STEPS, Group
-from engine.cpu.kernels.isa import BYTES, ROWS, V8, V32, Avx2
+from engine.cpu.kernels.integer.tile_steps import step_sums
+from engine.cpu.kernels.isa import BYTES, ROWS, V8, V16, V32, Avx2
 
 
 class Tile:
@@ -27,6 +27,7 @@ class Tile:
 
     Attributes:
         side: panels that share vectors. Their groups are interleaved, so that a vector is one load.
+        ordered: steps are in an order of their own (tile_steps.py), and float sums in memory, as registers are few.
     """
 
     def __init__(self, e: Emitter, kind: Kind) -> None:
@@ -41,7 +42,8 @@ class Tile:
         self.n_scales, self.n_mins = self.panel.n_scales, self.panel.n_mins
         self.n_factors = 0 if self.pairs else self.panel.n_factors
         self.n_parts = max(kind.n_sums, self.n_factors)
-        self.span_steps = span_steps(self.isa, self.panel.largest, self.n_steps // self.n_parts)
+        self.span_steps = self.isa.span(self.n_steps // self.n_parts, self.panel.largest, self.offset)
+        self.ordered = self.isa.mnemonics is not None
         self.side = self.isa.side
         self.vector_bytes, self.lanes = BYTES * self.side, ROWS * self.side
         self.floats = vector(F32, self.lanes)
@@ -137,8 +139,7 @@ def multiply(
 
     Of each token there are lines of activations, and where the numbers to multiply are: there, or widened elsewhere.
 
-    A tile at the edge repeats its last panel or token: both copies read the same sums and write the same ones, as the
-    sums of all are read before any is written.
+    A tile at the edge repeats its last panel or token, with cells of its own for it.
     """
     b, (lines, inputs) = e.builder, tokens
     pairs = [(p, t) for p in range(len(tiles)) for t in range(len(lines))]
@@ -147,11 +148,14 @@ def multiply(
     adds = (_multiply_group, _minima_of_group)[: 2 if tile.n_mins else 1]
     # In one pass where there are registers for it.
     for passed in (adds,) if tile.side > 1 else ((add,) for add in adds):
-        kept = {add: {pair: cgutils.alloca_once(b, tile.floats) for pair in pairs} for add in passed}
         places = {add: tile.vector_bytes * adds.index(add) for add in passed}
-        for add, sums in kept.items():
-            for (p, t), at in sums.items():
-                b.store(e.load(cells[p][t], tile.floats, places[add], tile.vector_bytes), at)
+        kept, copied = {}, {}
+        for add in passed:
+            of_cells = {(p, t): e.pointer(e.at(cells[p][t], places[add]), tile.floats) for p, t in pairs}
+            kept[add] = of_cells
+            if add is _minima_of_group or not tile.ordered:
+                copied[add] = of_cells
+                kept[add] = {pair: cgutils.alloca_once_value(b, b.load(at)) for pair, at in of_cells.items()}
 
         def add_one(index: Value, sums_of: dict[Any, dict[tuple[int, int], Value]]) -> None:
             """Adds group `index`."""
@@ -163,6 +167,12 @@ def multiply(
 
         if by_blocks and _multiply_group in passed:
             of_block = {pair: cgutils.alloca_once(b, tile.floats) for pair in pairs}
+            if tile.ordered:
+                room = e.room(tile.vector_bytes * len(pairs))
+                of_block = {
+                    pair: e.pointer(e.at(room, tile.vector_bytes * number), tile.floats)
+                    for number, pair in enumerate(pairs)
+                }
             with cgutils.for_range(b, n_blocks) as blocks:
                 for at in of_block.values():
                     b.store(zeros(tile.floats), at)
@@ -175,9 +185,9 @@ def multiply(
         else:
             with cgutils.for_range(b, scaled(b, n_blocks, n_groups)) as groups:
                 add_one(groups.index, kept)
-        for add, sums in kept.items():
-            for (p, t), at in sums.items():
-                e.store(b.load(at), cells[p][t], places[add], tile.vector_bytes)
+        for add, of_cells in copied.items():
+            for pair, at in of_cells.items():
+                b.store(b.load(kept[add][pair]), at)
 
 
 def _multiply_group(
@@ -214,13 +224,39 @@ def _multiply_group(
             with counts.loop(span // unit) as units:
                 add_unit(b.add(first, scaled(b, units.index, unit)))
 
+    def ordered(
+        steps: range, factors: list[Value | None], begun: list[Value], totals: dict[tuple[int, int], Value | None]
+    ) -> dict[tuple[int, int], Value]:
+        """Sums of the steps of a part, added to `totals`."""
+        by_step = tile.isa.accumulator is V16 and span == 1
+        if by_step:
+            given = [arithmetic.ones() if factor is None else factor for factor in factors]
+            made = [step_sums(e, tile.isa, (starts, inputs), steps, factors=given)]
+        else:
+            spans = [steps[first : first + span] for first in range(0, len(steps), span)]
+            begun = begun if len(spans) == 1 else []
+            made = [step_sums(e, tile.isa, (starts, inputs), part, starts=begun) for part in spans]
+        for sums in made:
+            for p, t in kept:
+                total = sums[p][t] if by_step else arithmetic.finish(sums[p][t], factors[p])
+                before = totals[p, t]
+                totals[p, t] = total if before is None else b.add(before, total)
+        return totals
+
     def add_part(part: int) -> dict[tuple[int, int], Value]:
         """Sums of the steps that share a factor, and what it makes of them."""
         numbers = [tile.count(place, part) if tile.offset else None for place in places]
-        begun = [arithmetic.begin(number, tile.offset) for number in numbers]
         factors, steps = tile.factors(starts, part), tile.n_steps // tile.n_parts
-        taken = {(p, t): arithmetic.taken(numbers[t], tile.offset, factors[p]) for p, t in kept}
-        if span == steps:
+        whole = span == steps
+        begun = [
+            arithmetic.begin(number, tile.offset, halves=tile.kind.line.halves, whole=whole) for number in numbers
+        ]
+        taken = {
+            (p, t): arithmetic.taken(numbers[t], tile.offset, factors[p], whole=whole) for p, t in kept
+        }
+        if tile.ordered:
+            return ordered(range(part * steps, (part + 1) * steps), factors, begun if tile.offset else [], taken)
+        if whole:
             for plane in range(tile.planes):
                 for (_, t), at in sums.items():
                     b.store(e.shift_left(b.load(at), 8) if plane else begun[t], at)

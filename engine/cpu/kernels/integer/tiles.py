@@ -62,7 +62,8 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         wide_at = e.room(line_bytes * GROUPS_CHUNK * TOKENS_TILE) if tile.widens else None
         source = Source(e, panel, kind.from_rows, o)
         counts = Counts(e)
-        panels_tile = PANELS_TILE_32 if has_32_registers(context) and tile.side == 1 else PANELS_TILE
+        large = has_32_registers(context) and tile.side == 1 and not tile.ordered
+        panels_tile = PANELS_TILE_32 if large else PANELS_TILE
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
 
         def sums_of(place: Value, token: Value) -> Value:
@@ -89,7 +90,7 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
             x = builder.add(o.x, builder.mul(first_token, o.x_bytes))
             # Of panels that share vectors the last one is repeated where one is missing.
             n_vectors = builder.sdiv(builder.add(n_panels, I64(tile.side - 1)), I64(tile.side))
-            with cgutils.for_range(builder, scaled(builder, n_tokens, n_places * cell_bytes // BYTES)) as cells:
+            with cgutils.for_range(builder, I64(TOKENS_BLOCK * n_places * cell_bytes // BYTES)) as cells:
                 zero = ir.Constant(FLOATS, [0.0] * ROWS)
                 e.store(zero, builder.add(sums_at, scaled(builder, cells.index, BYTES)), align=BYTES)
 
@@ -109,7 +110,7 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                             tile.write(e.at(target, number * tile.group_bytes), group)
                 chunk_x = builder.add(x, scaled(builder, first_block, line_bytes * panel.n_groups))
                 with blocks_of(n_tokens, TOKENS_TILE) as token_tiles:
-                    tokens = _clamped(builder, token_tiles.index, TOKENS_TILE, n_tokens)
+                    places, tokens = _clamped(builder, token_tiles.index, TOKENS_TILE, n_tokens)
                     lines = [builder.add(chunk_x, builder.mul(token, o.x_bytes)) for token in tokens]
                     inputs = lines
                     if wide_at is not None:
@@ -119,9 +120,9 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                             for line, target in zip(lines, inputs, strict=True):
                                 tile.widen(builder.add(line, offset), builder.add(target, offset))
                     with blocks_of(n_vectors, panels_tile) as panel_tiles:
-                        numbers = _clamped(builder, panel_tiles.index, panels_tile, n_vectors)
+                        vectors, numbers = _clamped(builder, panel_tiles.index, panels_tile, n_vectors)
                         tiles = [builder.add(tile_at, scaled(builder, number, panel_bytes)) for number in numbers]
-                        cells = [[sums_of(number, token) for token in tokens] for number in numbers]
+                        cells = [[sums_of(vector, token) for token in places] for vector in vectors]
                         multiply(e, tile, tiles, (lines, inputs), cells, n_blocks, counts)
 
             with (
@@ -140,7 +141,8 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
     return types.void(name, *STEP), generate
 
 
-def _clamped(builder: Any, group: Value, size: int, high: Value) -> list[Value]:
-    """Indices group * size + 0..size-1, none above high - 1."""
+def _clamped(builder: Any, group: Value, size: int, high: Value) -> tuple[list[Value], list[Value]]:
+    """Indices group * size + 0..size-1, and the same without what is above high - 1."""
     start, last = scaled(builder, group, size), builder.sub(high, I64(1))
-    return [smaller(builder, builder.add(start, I64(i)), last) for i in range(size)]
+    indices = [builder.add(start, I64(i)) for i in range(size)]
+    return indices, [smaller(builder, index, last) for index in indices]
