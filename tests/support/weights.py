@@ -33,6 +33,7 @@ SCALES = {
     "Q1_0": (0,),
     "Q2_0": (0,),
     "F16": (),
+    "BF16": (),
 }
 """Offsets of the float16 scales in a block of each format; every other byte may hold anything."""
 

@@ -231,7 +231,9 @@ class Avx2(Isa):
         if not offset or whole:
             return None
         by = _all_16(-offset)
-        return Avx2.finish(self, self._e.builder.bitcast(count, V16), by if factor is None else self._e.builder.mul(factor, by))
+        return Avx2.finish(
+            self, self._e.builder.bitcast(count, V16), by if factor is None else self._e.builder.mul(factor, by)
+        )
 
     @staticmethod
     def ones() -> Value:

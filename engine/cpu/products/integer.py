@@ -1,10 +1,10 @@
 """Products in integers: which weights take part, their repacked copies, and the operands of the kernels.
 
 Quantized weights are multiplied in integers (kernels/integer/), activations of 8 or 16 bits in blocks of 32 columns;
-F16 weights as numbers of 14 bits, with activations of 14, where others have 8. A weight may have been repacked into
+F16 and BF16 weights as numbers of 14 bits, with activations of 14, where others have 8. A weight may have been repacked into
 panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as fast and takes as much memory
 again as the weights, or up to 1.55 times as much where a format is recoded; without a copy rows are packed block by
-block during the product, those of formats with grids and of F16 multiplied in float32. In integers the result has the
+block during the product, those of formats with grids and of F16 and BF16 multiplied in float32. In integers the result has the
 same bits with a copy and without, and for any number of rows of x and of threads.
 """
 
@@ -25,6 +25,7 @@ from engine.cpu.kernels.integer.activations import LINES, Form
 from engine.cpu.kernels.integer.panels import GROUP, PANELS, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
+from engine.cpu.kernels.terms import has_pairs
 from engine.cpu.memory import aligned_empty, array_address
 from engine.cpu.products.matmul import Epilogue, Float32Array, PreparedWeight, prepare
 from engine.errors import InvalidRequestError
@@ -62,10 +63,11 @@ def instructions() -> str:
 def is_integer(type: GGMLType, columns: int, bits: int = 8, *, repack: bool = True) -> bool:
     """Whether rows of a type are multiplied in integers, with a repacked copy or without.
 
-    F16 needs whole blocks, activations that are rounded anyway (8 bits), and instructions for pairs of 16 bits.
+    F16 and BF16 need whole blocks, activations that are rounded anyway (8 bits), and instructions for pairs of 16 bits;
+    of BF16 pairs are multiplied as they are where the processor can.
     """
     panel = PANELS.get(GGMLType(type).name)
-    if panel is None or (panel.copied and not repack):
+    if panel is None or (panel.copied and not repack) or (type is GGMLType.BF16 and has_pairs()):
         return False
     pairs = isa.ISAS[instructions()].for_16_bits(tiles=True).columns == 2
     return not panel.wide or (bits == 8 and columns % panel.block_size == 0 and pairs)

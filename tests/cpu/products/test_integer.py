@@ -56,8 +56,8 @@ def packed(name, rows, columns):
     """Random rows of a format: (Weight, their float64 values by the gguf package)."""
     rng = np.random.default_rng(rows * 1000 + columns)
     panel = PANELS[name]
-    if name == "F16":
-        return halves(rng, rows, columns)
+    if panel.wide:
+        return halves(rng, rows, columns, GGMLType[name])
     raw = rng.integers(0, 256, (rows * columns // panel.block_size, panel.type_size), dtype=np.uint8)
     for offset in SCALES[name]:
         scales = rng.standard_normal(len(raw)).astype(np.float16)
@@ -79,19 +79,25 @@ def packed(name, rows, columns):
     return Weight("test", GGMLType[name], (rows, columns), raw), truth.reshape(rows, columns).astype(np.float64)
 
 
-def halves(rng, rows, columns):
-    """F16 weights of all sizes, and as the numbers of 14 bits that a block of 64 has of them."""
+def halves(rng, rows, columns, kind):
+    """F16 or BF16 weights of all sizes, and as the numbers of 14 bits that a block of 64 has of them."""
     w = rng.standard_normal((rows, columns // 64, 64)) * 2.0 ** rng.integers(-24, 14, (rows, columns // 64, 1))
     w[0, 0] = 0
     w[-1, -1, 3:7] = (65504, -65504, 6e-8, -1 / 3)
-    w = w.astype(np.float16)
+    exact = 4
+    if kind is GGMLType.BF16:
+        raw, exact = (w.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16), 32
+        w = (raw.astype(np.uint32) << 16).view(np.float32)
+    else:
+        w = w.astype(np.float16)
+        raw = w.view(np.uint16)
     top = np.abs(w.astype(np.float64)).max(-1, keepdims=True)
     step = 2.0 ** (np.floor(np.log2(np.where(top > 0, top, 1))) - 12)
     truth = np.rint(w.astype(np.float64) / step) * step
-    large = np.abs(w) >= top / 4
+    large = np.abs(w) >= top / exact
     np.testing.assert_array_equal(truth[large], w[large])
-    raw = w.reshape(rows, columns).view(np.uint8)
-    return Weight("test", GGMLType.F16, (rows, columns), raw), truth.reshape(rows, columns)
+    raw = raw.reshape(rows, columns).view(np.uint8)
+    return Weight("test", kind, (rows, columns), raw), truth.reshape(rows, columns)
 
 
 def form_of(bits, instructions, kind, name):

@@ -131,11 +131,11 @@ def multiply(
     tile: Tile,
     tiles: list[Value],
     tokens: tuple[list[Value], list[Value]],
-    cells: list[list[Value]],
+    cells: Value,
     n_blocks: Value,
     counts: Counts,
 ) -> None:
-    """Adds n_blocks blocks of the tiles times activations to the float sums at `cells`.
+    """Adds n_blocks blocks of the tiles times activations to the float sums at `cells`, [panel][token][which].
 
     Of each token there are lines of activations, and where the numbers to multiply are: there, or widened elsewhere.
 
@@ -148,10 +148,12 @@ def multiply(
     adds = (_multiply_group, _minima_of_group)[: 2 if tile.n_mins else 1]
     # In one pass where there are registers for it.
     for passed in (adds,) if tile.side > 1 else ((add,) for add in adds):
-        places = {add: tile.vector_bytes * adds.index(add) for add in passed}
         kept, copied = {}, {}
         for add in passed:
-            of_cells = {(p, t): e.pointer(e.at(cells[p][t], places[add]), tile.floats) for p, t in pairs}
+            of_cells = {
+                pair: e.pointer(e.at(cells, tile.vector_bytes * (len(adds) * number + adds.index(add))), tile.floats)
+                for number, pair in enumerate(pairs)
+            }
             kept[add] = of_cells
             if add is _minima_of_group or not tile.ordered:
                 copied[add] = of_cells
@@ -248,12 +250,8 @@ def _multiply_group(
         numbers = [tile.count(place, part) if tile.offset else None for place in places]
         factors, steps = tile.factors(starts, part), tile.n_steps // tile.n_parts
         whole = span == steps
-        begun = [
-            arithmetic.begin(number, tile.offset, halves=tile.kind.line.halves, whole=whole) for number in numbers
-        ]
-        taken = {
-            (p, t): arithmetic.taken(numbers[t], tile.offset, factors[p], whole=whole) for p, t in kept
-        }
+        begun = [arithmetic.begin(number, tile.offset, halves=tile.kind.line.halves, whole=whole) for number in numbers]
+        taken = {(p, t): arithmetic.taken(numbers[t], tile.offset, factors[p], whole=whole) for p, t in kept}
         if tile.ordered:
             return ordered(range(part * steps, (part + 1) * steps), factors, begun if tile.offset else [], taken)
         if whole:

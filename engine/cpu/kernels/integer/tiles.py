@@ -67,7 +67,14 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
 
         def sums_of(place: Value, token: Value) -> Value:
-            cell = builder.add(scaled(builder, token, n_places), place)
+            """Those of a register tile are side by side."""
+            (down, row), (along, column) = (
+                (builder.udiv(index, I64(size)), builder.urem(index, I64(size)))
+                for index, size in ((token, TOKENS_TILE), (place, panels_tile))
+            )
+            number = builder.add(scaled(builder, down, n_places // panels_tile), along)
+            inside = builder.add(scaled(builder, column, TOKENS_TILE), row)
+            cell = builder.add(scaled(builder, number, TOKENS_TILE * panels_tile), inside)
             return builder.add(sums_at, scaled(builder, cell, cell_bytes))
 
         def place_of(number: Value) -> tuple[Value, Value]:
@@ -110,7 +117,7 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                             tile.write(e.at(target, number * tile.group_bytes), group)
                 chunk_x = builder.add(x, scaled(builder, first_block, line_bytes * panel.n_groups))
                 with blocks_of(n_tokens, TOKENS_TILE) as token_tiles:
-                    places, tokens = _clamped(builder, token_tiles.index, TOKENS_TILE, n_tokens)
+                    first_place, tokens = _clamped(builder, token_tiles.index, TOKENS_TILE, n_tokens)
                     lines = [builder.add(chunk_x, builder.mul(token, o.x_bytes)) for token in tokens]
                     inputs = lines
                     if wide_at is not None:
@@ -120,9 +127,9 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                             for line, target in zip(lines, inputs, strict=True):
                                 tile.widen(builder.add(line, offset), builder.add(target, offset))
                     with blocks_of(n_vectors, panels_tile) as panel_tiles:
-                        vectors, numbers = _clamped(builder, panel_tiles.index, panels_tile, n_vectors)
+                        first_vector, numbers = _clamped(builder, panel_tiles.index, panels_tile, n_vectors)
                         tiles = [builder.add(tile_at, scaled(builder, number, panel_bytes)) for number in numbers]
-                        cells = [[sums_of(vector, token) for token in places] for vector in vectors]
+                        cells = sums_of(first_vector, first_place)
                         multiply(e, tile, tiles, (lines, inputs), cells, n_blocks, counts)
 
             with (
@@ -141,8 +148,7 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
     return types.void(name, *STEP), generate
 
 
-def _clamped(builder: Any, group: Value, size: int, high: Value) -> tuple[list[Value], list[Value]]:
-    """Indices group * size + 0..size-1, and the same without what is above high - 1."""
+def _clamped(builder: Any, group: Value, size: int, high: Value) -> tuple[Value, list[Value]]:
+    """The index group * size, and that and the next ones, none above high - 1."""
     start, last = scaled(builder, group, size), builder.sub(high, I64(1))
-    indices = [builder.add(start, I64(i)) for i in range(size)]
-    return indices, [smaller(builder, index, last) for index in indices]
+    return start, [smaller(builder, builder.add(start, I64(i)), last) for i in range(size)]

@@ -1,12 +1,13 @@
-"""How F16 becomes numbers of 16 bits in panels (panels.py).
+"""How F16 and BF16 become numbers of 16 bits in panels (panels.py).
 
 A block has 64 columns, q = w / 2 ** n, where the power brings the largest magnitude of the block to 2 ** 12 at least
 and below 2 ** 13. F16 has 11 bits: q is exact for weights above a quarter of that power, and the others are rounded to
-at most 2 ** -13 of it. Multiplied in pairs, like the activations of 14 bits beside them, such numbers take half the
-instructions of float32, and a group's sum fits into 32 bits.
+at most 2 ** -13 of it; BF16 has 8, so q is exact above a 32nd. Multiplied in pairs, like the activations of 14 bits
+beside them, such numbers take half the instructions of float32, and a group's sum fits into 32 bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats.decoders import power_of_two
@@ -18,10 +19,14 @@ _ROUNDER = 12582912.0
 """1.5 * 2 ** 23: a sum with it has the nearest integer in its low bits."""
 
 
-def _recode(e: Emitter, block: Value, target: Value) -> None:
+_LOWEST = 16
+"""Least exponent, as float32 has it, that blocks have: 2 ** (12 - exponent) is a float32 for it."""
+
+
+def _recode(to_float: Callable[[Emitter, Value], Value], e: Emitter, block: Value, target: Value) -> None:
     """Writes 64 numbers q, then n + 128 as a byte; 255 where a weight is not finite, so that products are not."""
     b, whole = e.builder, vector(I32)
-    parts = [e.half_to_float(e.load(block, vector(I16), 2 * LANES * i)) for i in range(WIDE_BLOCK // LANES)]
+    parts = [to_float(e, e.load(block, vector(I16), 2 * LANES * i)) for i in range(WIDE_BLOCK // LANES)]
     # Magnitudes of floats have the order of their bits.
     largest = e.mask(b.bitcast(parts[0], whole), 0x7FFFFFFF)
     for part in parts[1:]:
@@ -30,6 +35,7 @@ def _recode(e: Emitter, block: Value, target: Value) -> None:
         half = largest.type.count // 2
         largest = _more(e, e.part(largest, 0, half), e.part(largest, half, half))
     top = e.shift_right(b.extract_element(largest, I32(0)), 23)  # 127 + its exponent, 0 for 0
+    top = b.select(b.icmp_unsigned("<", e.minus(top, 1), I32(_LOWEST - 1)), I32(_LOWEST), top)
     factor = b.bitcast(e.shift_left(b.sub(I32(127 + 12 + 127), top), 23), F32)
     for i, part in enumerate(parts):
         bits = b.bitcast(b.fadd(e.multiply(part, e.splat(factor)), e.const(part, _ROUNDER)), whole)
@@ -44,20 +50,23 @@ def _more(e: Emitter, a: Value, c: Value) -> Value:
     return e.builder.select(e.builder.icmp_signed(">", a, c), a, c)
 
 
-@panel(
-    GGMLType.F16,
-    words=(range(0, 2 * WIDE_BLOCK, 4),),
-    byte=2 * WIDE_BLOCK,
-    largest=HIGHEST_14,
-    recode=_recode,
-    copied=True,
-    near=True,
-    wide=True,
-)
-def _f16(k: Block) -> Iterator[Group]:
+def _wide(k: Block) -> Iterator[Group]:
     code = k.byte()
     finite = k.e.builder.icmp_signed("!=", code, k.e.const(code, 255))
     scale = power_of_two(k.e, code)
     scale = k.e.builder.select(finite, scale, k.e.const(scale, float("nan")))
     for first in range(0, WIDE_BLOCK // 2, WIDE_STEPS):
         yield Group(tuple(k.e.builder.bitcast(k.word(first + i), V16) for i in range(WIDE_STEPS)), (scale,))
+
+
+for _type, _to_float in ((GGMLType.F16, Emitter.half_to_float), (GGMLType.BF16, Emitter.brain_to_float)):
+    panel(
+        _type,
+        words=(range(0, 2 * WIDE_BLOCK, 4),),
+        byte=2 * WIDE_BLOCK,
+        largest=HIGHEST_14,
+        recode=partial(_recode, _to_float),
+        copied=True,
+        near=True,
+        wide=True,
+    )(_wide)
