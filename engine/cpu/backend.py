@@ -62,8 +62,8 @@ class CpuBackend:
             with it).
         activation_bits: multiply quantized weights in integers, with activations of 8 or 16 bits in blocks of 32 (about
             three or two times as fast); None: everything is float32. With 8, activations that meet BF16 weights are
-            rounded to BF16, where the processor multiplies such pairs, and those that meet F16 weights to 14 bits:
-            prompts are read nearly twice as fast.
+            rounded to BF16, where the processor multiplies such pairs, and else, like those that meet F16 weights, to
+            14 bits: prompts are read nearly twice as fast.
         repack: keep a copy of those weights in the order that the kernels read them in, for speed.
     """
 

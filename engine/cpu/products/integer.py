@@ -1,11 +1,11 @@
 """Products in integers: which weights take part, their repacked copies, and the operands of the kernels.
 
 Quantized weights are multiplied in integers (kernels/integer/), activations of 8 or 16 bits in blocks of 32 columns;
-F16 and BF16 weights as numbers of 14 bits, with activations of 14, where others have 8. A weight may have been repacked into
-panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as fast and takes as much memory
+F16 and BF16 weights as numbers of 14 bits, with activations of 14, where others have 8. A weight may have been repacked
+into panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as fast and takes as much memory
 again as the weights, or up to 1.55 times as much where a format is recoded; without a copy rows are packed block by
-block during the product, those of formats with grids and of F16 and BF16 multiplied in float32. In integers the result has the
-same bits with a copy and without, and for any number of rows of x and of threads.
+block during the product, those of formats with grids and of F16 and BF16 multiplied in float32. In integers the result
+has the same bits with a copy and without, and for any number of rows of x and of threads.
 """
 
 from __future__ import annotations

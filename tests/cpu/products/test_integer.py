@@ -222,7 +222,7 @@ def with_bits(*names):
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0", "IQ2_S", "IQ1_M", "NVFP4", "F16"),
+    with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0", "IQ2_S", "IQ1_M", "IQ3_S", "IQ3_XXS", "NVFP4", "F16"),
 )
 @pytest.mark.parametrize("instructions", HOST[1:])
 def test_instruction_sets_agree(name, instructions, bits, pool):
@@ -363,6 +363,10 @@ def emulated(e, name, result, *arguments):
             parts = llvm_ir.Constant(total.type, [2 * lane + column for lane in range(total.type.count)])
             total = b.add(total, b.shuffle_vector(products, products, parts))
         return total
+    if "pmadd" in name and ("wd" in name or "w.d" in name):
+        products = b.mul(*(b.sext(part, vector(I32, part.type.count)) for part in arguments))
+        lanes = [llvm_ir.Constant(result, [2 * lane + column for lane in range(result.count)]) for column in range(2)]
+        return b.add(*(b.shuffle_vector(products, products, part) for part in lanes))
     if "vpdpbusd" in name or "sdot" in name:
         total, weights, x = arguments
         weights, x = (b.bitcast(part, vector(I8, 4 * total.type.count)) for part in (weights, x))

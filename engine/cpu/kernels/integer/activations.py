@@ -1,9 +1,10 @@
 """Activations in integers: how rows of float32 are quantized, and what a block of 32 columns of them looks like.
 
 First come the numbers q, then as float32 their scale d, d · sum(q), and d · sum of the first and of the last 16 q, then
-as int32 these three sums; of 8 bits each in two halves of 16 bits, the lower for columns 0, 1, 4, 5, ... Of 8 bits, q are 32 signed bytes. Of 16 bits they are split into 32 signed bytes h and 32
-signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in which even and odd bytes of a word of
-weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on. Of 14 bits they are pairs in the order of columns.
+as int32 these three sums; of 8 bits each in two halves of 16 bits, the lower one for columns 0, 1, 4, 5, 8, ... Of 8
+bits, q are 32 signed bytes. Of 16 bits they are split into 32 signed bytes h and 32 signed bytes l, q = 256 h + l, or
+they are pairs of neighbours in the order in which even and odd bytes of a word of weights come: columns 0 and 2, 1 and
+3, 4 and 6, and so on. Of 14 bits they are pairs in the order of columns.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
