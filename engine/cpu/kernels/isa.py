@@ -342,13 +342,11 @@ class Vnni(Isa):
         return VnniWide if tiles else cls
 
     def begin(self, count: Value | None, offset: int, *, halves: bool, whole: bool = True) -> Value:
-        """See Isa.begin: VPMADDWD adds halves."""
+        """See Isa.begin: VPDPWSSD adds halves."""
         if not offset or not halves:
             return super().begin(count, offset, halves=halves)
         pairs = vector(I16, 2 * self.accumulator.count)
-        by = ir.Constant(pairs, [-offset] * pairs.count)
-        name = "avx2.pmadd.wd" if self.accumulator.count == ROWS else "avx512.pmaddw.d.512"
-        return call(self._e, f"llvm.x86.{name}", self.accumulator, self._e.builder.bitcast(count, pairs), by)
+        return _dot(self._e, "vpdpwssd", self.zeros(), count, ir.Constant(pairs, [-offset] * pairs.count))
 
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add."""
