@@ -68,6 +68,13 @@ class Isa:
     mnemonics: tuple[str, str] | None = None
     """Assembler of a multiplication and an addition, where tiles order them themselves (integer/tile_steps.py)."""
 
+    multiplies_tokens = False
+    """Whether tiles multiply TOKENS rows of activations at once, in registers of their own (integer/matrices.py)."""
+
+    pairs_tokens = False
+    """Whether tiles multiply two steps of two tokens at once. A vector of weights then has two steps of the first, or
+    of the last four rows, and so an accumulator, row by row, the sums of both tokens."""
+
     def __init__(self, e: Emitter, largest: int) -> None:
         self._e = e
         self._largest = largest
@@ -81,8 +88,11 @@ class Isa:
         return steps
 
     @classmethod
-    def for_tiles(cls, largest: int) -> "type[Isa]":
-        """What is faster where weights are unpacked once for many products."""
+    def for_tiles(cls, largest: int, *, halves: bool) -> "type[Isa]":
+        """What is faster where weights are unpacked once for many products.
+
+        largest: see above; halves: those of a group have float scales or minima of their own.
+        """
         return cls
 
     @classmethod
@@ -208,6 +218,37 @@ class Neon(Isa):
         return e.builder.shuffle_vector(halves[0], halves[1], ir.Constant(vector(I32, BYTES), list(range(BYTES))))
 
 
+class I8mm(Neon):
+    """SMMLA in tiles with activations of 8 bits; all else as Neon."""
+
+    @classmethod
+    def for_tiles(cls, largest: int, *, halves: bool) -> type[Isa]:
+        """See Isa.for_tiles."""
+        return I8mmTiles
+
+
+class I8mmTiles(Neon):
+    """ARM's SMMLA: eight signed bytes of two rows times those of two tokens, added to four numbers."""
+
+    pairs_tokens = True
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add; weights are eight columns of four rows, activations those of two tokens."""
+        e = self._e
+        halves = [
+            call(
+                e,
+                "llvm.aarch64.neon.smmla.v4i32.v16i8",
+                vector(I32, 4),
+                e.part(total, start // 4, 4),
+                e.part(weights, start, 16),
+                activations,
+            )
+            for start in (0, 16)
+        ]
+        return e.builder.shuffle_vector(halves[0], halves[1], ir.Constant(V32, list(range(ROWS))))
+
+
 class Avx2(Isa):
     """VPMADDUBSW: unsigned times signed bytes, neighbours added to 16 bits.
 
@@ -253,7 +294,7 @@ class Avx2(Isa):
         return steps
 
     @classmethod
-    def for_tiles(cls, largest: int) -> type[Isa]:
+    def for_tiles(cls, largest: int, *, halves: bool) -> type[Isa]:
         """See Isa.for_tiles: as 16 bits, signed weights need no moving of signs."""
         return Avx2Wide if largest > ACTIVATION_MAX else cls
 
@@ -380,7 +421,7 @@ class Vnni512(Vnni):
     """
 
     @classmethod
-    def for_tiles(cls, largest: int) -> type[Isa]:
+    def for_tiles(cls, largest: int, *, halves: bool) -> type[Isa]:
         """See Isa.for_tiles."""
         return VnniTiles512
 
@@ -409,5 +450,32 @@ class VnniWide512(VnniWide):
         return VnniWide
 
 
-ISAS: dict[str, type[Isa]] = {"vnni512": Vnni512, "vnni": Vnni, "avx2": Avx2, "neon": Neon, "portable": Portable}
+class Amx(Vnni512):
+    """AMX in tiles with activations of 8 bits; all else as Vnni512."""
+
+    @classmethod
+    def for_tiles(cls, largest: int, *, halves: bool) -> type[Isa]:
+        """See Isa.for_tiles: floats of halves take most of the time, and AMX gains nothing there."""
+        return VnniTiles512 if halves else AmxTiles
+
+
+class AmxTiles(Isa):
+    """TDPBSSD: signed bytes of 16 tokens times signed bytes of 16 rows of weights, added to 16 x 16 numbers."""
+
+    accumulator = vector(I32, 2 * ROWS)
+    side = 2
+    multiplies_tokens = True
+
+    look_up = staticmethod(Avx2.look_up)
+
+
+ISAS: dict[str, type[Isa]] = {
+    "amx": Amx,
+    "vnni512": Vnni512,
+    "vnni": Vnni,
+    "avx2": Avx2,
+    "i8mm": I8mm,
+    "neon": Neon,
+    "portable": Portable,
+}
 """By the name that settings use, best first."""

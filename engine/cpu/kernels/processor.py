@@ -3,6 +3,13 @@
 Independent of what is computed.
 """
 
+import ctypes
+import sys
+from functools import cache
+
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+"""Number of the system call on x86-64, its operation that asks for a part of a processor's state, and that part."""
+
 REQUIRES = {
     "avx": "sse2",
     "avx2": "avx",
@@ -11,7 +18,9 @@ REQUIRES = {
     "avx512vnni": "avx512f",
     "avx512bf16": "avx512f",
     "avxvnni": "avx2",
+    "amx-int8": "amx-tile",
     "dotprod": "neon",
+    "i8mm": "neon",
 }
 """What else LLVM switches on with a feature, and whose absence switches it off."""
 
@@ -21,13 +30,13 @@ def best(triple: str, features: str) -> str:
     have = enabled(features)
     if triple.startswith("x86_64"):
         if {"avx512vnni", "avx512vl"} <= have:
-            return "vnni512"
+            return "amx" if "amx-int8" in have else "vnni512"
         if "avxvnni" in have:
             return "vnni"
         if "avx2" in have:
             return "avx2"
     elif triple.startswith(("aarch64", "arm64")) and "dotprod" in have:
-        return "neon"
+        return "i8mm" if "i8mm" in have else "neon"
     return "portable"
 
 
@@ -65,7 +74,26 @@ def host() -> str:
     from numba.core.registry import cpu_target
 
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return best(triple, features)
+    found = best(triple, features)
+    return found if found != "amx" or may_use_tiles() else usable(found)[1]
+
+
+@cache
+def may_use_tiles() -> bool:
+    """Asks Linux for AMX's tile registers, which a process may use only after that; threads and children inherit it.
+
+    False where the system has no such call, or refuses (a signal stack of a thread is too small for the registers).
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        system = ctypes.CDLL(None, use_errno=True).syscall
+        refused = system(
+            *(ctypes.c_long(number) for number in (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA))
+        )
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(refused == 0)
 
 
 def usable(found: str) -> tuple[str, ...]:
@@ -74,9 +102,11 @@ def usable(found: str) -> tuple[str, ...]:
     Every x86 processor with VNNI has AVX2.
     """
     return {
+        "amx": ("amx", "vnni512", "vnni", "avx2", "portable"),
         "vnni512": ("vnni512", "vnni", "avx2", "portable"),
         "vnni": ("vnni", "avx2", "portable"),
         "avx2": ("avx2", "portable"),
+        "i8mm": ("i8mm", "neon", "portable"),
         "neon": ("neon", "portable"),
         "portable": ("portable",),
     }[found]

@@ -54,7 +54,8 @@ class Kind:
         if self.bits > 8:
             isa = self.isa.for_16_bits(tiles=tiles or self.panel.wide)
             return isa if tiles else isa.of_one_panel()
-        return self.isa.for_tiles(self.panel.largest) if tiles else self.isa
+        halves = max(self.panel.n_scales, self.panel.n_mins) > 1
+        return self.isa.for_tiles(self.panel.largest, halves=halves) if tiles else self.isa
 
     @property
     def n_sums(self) -> int:
@@ -171,15 +172,22 @@ def add_group(
 ) -> Value:
     """The float sum after one more group: of a row, or of a block where its scale comes last (kind.block_scale).
 
-    factor: the scale of the activations in all lanes; total: the sum before, None is 0.
+    sums: integers, or the floats that equal them; factor: the scale of the activations in all lanes; total: the sum
+    before, None is 0.
     """
-    dots = [e.builder.sitofp(part, vector(F32, part.type.count)) for part in sums]
+    dots = [as_floats(e, part) for part in sums]
     if not kind.block_scale:
         dots[0] = e.multiply(dots[0], scales[0])
     product = dots[0]
     for index, dot in enumerate(dots[1:], 1):
         product = e.builder.fadd(product, dot) if kind.block_scale else e.multiply_add(dot, scales[index], product)
     return e.multiply(product, factor) if total is None else e.multiply_add(product, factor, total)
+
+
+def as_floats(e: Emitter, numbers: Value) -> Value:
+    """Integers as float32; floats as they are."""
+    kind = vector(F32, numbers.type.count)
+    return numbers if numbers.type == kind else e.builder.sitofp(numbers, kind)
 
 
 def widened(e: Emitter, step: Value) -> tuple[Value, Value]:

@@ -186,9 +186,15 @@ class Panel:
 
         highest: largest magnitude of an activation.
         """
+        return 1 if self.largest_sum(highest) < 1 << 31 and self.n_scales == 1 else 2
+
+    def largest_sum(self, highest: int) -> int:
+        """Largest magnitude that the sum of a group's products can have, factors included.
+
+        highest: as above.
+        """
         reach = self.largest if self.largest > ACTIVATION_MAX else max(self.zero, self.largest - self.zero)
-        whole = GROUP * reach * self.largest_factor * highest < 1 << 31
-        return 1 if whole and self.n_scales == 1 else 2
+        return GROUP * reach * self.largest_factor * highest
 
     @property
     def row_bytes(self) -> int:

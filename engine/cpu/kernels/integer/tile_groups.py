@@ -1,8 +1,10 @@
 """Unpacked groups of panels in memory, and their products with the activations of some tokens (for tiles.py)."""
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
+from llvmlite import ir
 from numba.core import cgutils
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
@@ -11,15 +13,23 @@ from engine.cpu.kernels.integer.groups import (
     Kind,
     add_group,
     add_minima,
+    as_floats,
     broadcast,
     float_at,
     hold,
     widened,
     zeros,
 )
+from engine.cpu.kernels.integer.matrices import TOKENS, Matrices
 from engine.cpu.kernels.integer.panels import GROUP, STEPS, Group
 from engine.cpu.kernels.integer.tile_steps import step_sums
 from engine.cpu.kernels.isa import BYTES, ROWS, V8, V16, V32, Avx2
+
+GROUPS_CHUNK = 8
+"""Groups unpacked together."""
+
+TOKENS_TILE = 4
+"""Tokens of a register tile."""
 
 
 class Tile:
@@ -34,6 +44,7 @@ class Tile:
         self._e, self.kind, self.panel, self.isa = e, kind, kind.panel, kind.arithmetic(tiles=True)
         self.pairs = self.isa.columns == 2
         self.widens = self.pairs and kind.bits == 8
+        matrices = self.isa.multiplies_tokens
         self.n_steps = GROUP // self.isa.columns
         self.planes = 2 if kind.bits == 16 and not self.pairs else 1
         # What the weights take with them: offsets where they may be signed, factors too as numbers of 16 bits.
@@ -47,7 +58,16 @@ class Tile:
         self.side = self.isa.side
         self.vector_bytes, self.lanes = BYTES * self.side, ROWS * self.side
         self.floats = vector(F32, self.lanes)
+        self.n_tokens = TOKENS if matrices else TOKENS_TILE
+        # Integers below 2 ** 24 are floats, too: the same sums, and a multiplication of floats is faster.
+        self.float_factors = matrices and self.n_factors > 0 and self.panel.largest_sum(kind.line.largest) < 1 << 24
+        # Sums of products and of minima at once, where there are registers for both.
+        self.one_pass = self.side > 1 and not matrices
+        # Lines of activations of a tile of tokens are copied: widened, or to be side by side.
+        self.copies = self.widens or matrices
+        self.copied_bytes = kind.line.n_bytes * GROUPS_CHUNK
         self.group_bytes = self.vector_bytes * (self.n_steps + self.n_factors + self.n_scales + self.n_mins)
+        self.matrices = Matrices(e, self.n_parts, self.copied_bytes) if matrices else None
 
     def write(self, address: Value, group: Group) -> None:
         """Puts a group of one panel there."""
@@ -57,19 +77,27 @@ class Tile:
             # The order of activations: all even and all odd places, or even and odd ones of each step.
             steps = list(chain.from_iterable(zip(*both, strict=True) if self.widens else both))
         steps = [e.minus(step, self.taken) if self.taken else step for step in steps]
+        if self.isa.pairs_tokens:
+            steps = list(chain.from_iterable(_zipped(e, *both) for both in zip(steps[::2], steps[1::2], strict=True)))
         if self.pairs:
             pairs = [Avx2.factor(e, factor) for factor in factors]
             for number in range(self.n_steps if pairs else 0):
                 steps[number] = e.builder.mul(steps[number], pairs[number * len(pairs) // self.n_steps])
             factors = []
+        if self.float_factors:
+            factors = [as_floats(e, factor) for factor in factors]
         factors = [self.isa.factor(e, factor) for factor in factors]
         vectors = (*steps, *factors, *group.scales, *group.mins)
         assert self.vector_bytes * len(vectors) == self.group_bytes
         for index, part in enumerate(vectors):
             e.store(part, address, self.vector_bytes * index, align=BYTES)
 
-    def widen(self, line: Value, target: Value) -> None:
-        """Writes the activations of a line of 8 bits in the order of the weights."""
+    def copy(self, line: Value, target: Value) -> None:
+        """Writes a line of activations of 8 bits; or these as 16 bits, in the order of the weights."""
+        if not self.widens:
+            whole = vector(I8, self.kind.line.n_bytes)
+            self._e.store(self._e.load(line, whole), target, align=whole.count)
+            return
         for index, part in enumerate(widened(self._e, self._e.load(line, V8))):
             self._e.store(part, target, BYTES * index, align=BYTES)
 
@@ -83,6 +111,10 @@ class Tile:
         four = broadcast(self._e, address, 0, self.lanes)
         return self._e.builder.bitcast(four, vector(I16, 2 * self.lanes)) if self.pairs else four
 
+    def activations_of_two(self, addresses: list[Value]) -> Value:
+        """The activations of two steps at each of two addresses, 16 bytes."""
+        return self._e.join([self._e.load(address, I64) for address in addresses], vector(I8, 16))
+
     def count(self, line: Value, part: int) -> Value:
         """The sum of the activations of a part of a group, in all lanes."""
         place = self.kind.line.places(self.kind.line.counts, self.n_parts)[part]
@@ -93,6 +125,7 @@ class Tile:
         if not self.n_factors:
             return [None] * len(starts)
         kind = self.isa.factor(self._e, zeros(vector(I32, self.lanes))).type
+        kind = self.floats if self.float_factors else kind
         place = self.vector_bytes * (self.n_steps + part * self.n_factors // self.n_parts)
         return [self._e.load(start, kind, place, self.vector_bytes) for start in starts]
 
@@ -107,6 +140,21 @@ class Tile:
     def _floats(self, address: Value, first: int, count: int) -> list[Value]:
         size = self.vector_bytes
         return [self._e.load(address, self.floats, size * (first + i), size) for i in range(count)]
+
+
+def _zipped(e: Emitter, a: Value, c: Value) -> list[Value]:
+    """Words of two vectors by turns, in two vectors."""
+    return [_words(e, a, c, [lane + part for lane in range(first, first + 4) for part in (0, 8)]) for first in (0, 4)]
+
+
+def _unzipped(e: Emitter, a: Value, c: Value) -> list[Value]:
+    """Words at even, and at odd places of two vectors."""
+    return [_words(e, a, c, range(first, 2 * ROWS, 2)) for first in (0, 1)]
+
+
+def _words(e: Emitter, a: Value, c: Value, lanes: Iterable[int]) -> Value:
+    words = (e.builder.bitcast(part, V32) for part in (a, c))
+    return e.builder.bitcast(e.builder.shuffle_vector(*words, ir.Constant(V32, list(lanes))), a.type)
 
 
 class Counts:
@@ -147,7 +195,7 @@ def multiply(
     by_blocks = tile.kind.block_scale and n_groups > 1
     adds = (_multiply_group, _minima_of_group)[: 2 if tile.n_mins else 1]
     # In one pass where there are registers for it.
-    for passed in (adds,) if tile.side > 1 else ((add,) for add in adds):
+    for passed in (adds,) if tile.one_pass else ((add,) for add in adds):
         kept, copied = {}, {}
         for add in passed:
             of_cells = {
@@ -201,10 +249,61 @@ def _multiply_group(
     counts: Counts,
 ) -> None:
     """Adds the products of one group."""
+    scales = [tile.scales(start) for start in starts]
+    if tile.matrices is None:
+        totals = _sums_of_group(e, tile, starts, tokens, kept, counts)
+        for (p, t), at in kept.items():
+            _add_products(e, tile, totals[p, t], scales[p], tokens[0][t], at)
+        return
+    tile.matrices.multiply(starts[0], tokens[1][0])
+    factors = [tile.factors(starts, part)[0] for part in range(tile.n_parts)]
+    for (_, t), at in kept.items():
+        hold(e)
+        sums = [tile.matrices.sums(part, t) for part in range(tile.n_parts)]
+        _add_products(e, tile, _with_factors(e, tile, sums, factors), scales[0], tokens[0][t], at)
+
+
+def _add_products(e: Emitter, tile: Tile, sums: list[Value], scales: list[Value], line: Value, at: Value) -> None:
+    """Adds the sums of a group, factors included, to the float sum kept at `at`."""
+    empty = tile.kind.block_scale and tile.panel.n_groups == 1
+    factor, total = float_at(e, line, tile.kind.line.scale, tile.lanes), e.builder.load(at)
+    added = add_group(e, tile.kind, sums, scales, factor, None if empty else total)
+    e.builder.store(e.multiply_add(added, scales[0], total) if empty else added, at)
+
+
+def _with_factors(e: Emitter, tile: Tile, sums: list[Value], factors: list[Value | None]) -> list[Value]:
+    """Sums of the parts of a group times their factors, as integers or as the floats that equal them."""
+    together = tile.kind.n_sums < tile.n_parts
+    if not tile.float_factors:
+        sums = [part if by is None else e.builder.mul(part, by) for part, by in zip(sums, factors, strict=True)]
+        return [e.builder.add(*sums)] if together else sums
+    floats = [as_floats(e, part) for part in sums]
+    products = [e.multiply(part, by) for part, by in zip(floats, factors, strict=True)]
+    return [e.multiply_add(floats[1], factors[1], products[0])] if together else products
+
+
+def _sums_of_group(
+    e: Emitter,
+    tile: Tile,
+    starts: list[Value],
+    tokens: tuple[list[Value], list[Value]],
+    kept: dict[tuple[int, int], Value],
+    counts: Counts,
+) -> dict[tuple[int, int], list[Value]]:
+    """Sums of one group."""
     b, (places, inputs) = e.builder, tokens
     arithmetic, span = tile.isa(e, tile.panel.largest), tile.span_steps
     unit = min(span, tile.isa.steps_at_once)
     sums = {pair: cgutils.alloca_once(b, tile.isa.accumulator) for pair in kept}
+
+    def add_to_pairs(number: Value, half: int) -> None:
+        """Adds half of the rows of two steps, of which step `number` is one, for two tokens at once."""
+        weights = [tile.weights(b.add(start, scaled(b, number, tile.vector_bytes))) for start in starts]
+        offset = scaled(b, b.sub(number, I64(half)), 4)
+        for t in range(0, len(inputs), 2):
+            two = tile.activations_of_two([b.add(place, offset) for place in inputs[t : t + 2]])
+            for p, these in enumerate(weights):
+                b.store(arithmetic.add(b.load(sums[p, t + half]), these, two), sums[p, t + half])
 
     def add_steps(first: Value, plane: int) -> None:
         """Adds a span of steps from number `first` on to `sums`."""
@@ -214,6 +313,9 @@ def _multiply_group(
                 if unit > 2:
                     hold(e)
                 number = b.add(begin, I64(step))
+                if tile.isa.pairs_tokens:
+                    add_to_pairs(number, step % 2)
+                    continue
                 weights = [tile.weights(b.add(start, scaled(b, number, tile.vector_bytes))) for start in starts]
                 for t, place in enumerate(inputs):
                     four = tile.activations(b.add(place, b.add(scaled(b, number, 4), I64(GROUP * plane))))
@@ -259,7 +361,11 @@ def _multiply_group(
                 for (_, t), at in sums.items():
                     b.store(e.shift_left(b.load(at), 8) if plane else begun[t], at)
                 add_steps(I64(part * steps), plane)
-            totals = {pair: arithmetic.finish(b.load(at), factors[pair[0]]) for pair, at in sums.items()}
+            lanes = {pair: b.load(at) for pair, at in sums.items()}
+            if tile.isa.pairs_tokens:
+                for p, t in [(p, t) for p, t in sums if t % 2 == 0]:
+                    lanes[p, t], lanes[p, t + 1] = _unzipped(e, lanes[p, t], lanes[p, t + 1])
+            totals = {pair: arithmetic.finish(total, factors[pair[0]]) for pair, total in lanes.items()}
             return {pair: total if taken[pair] is None else b.add(total, taken[pair]) for pair, total in totals.items()}
         added = {pair: cgutils.alloca_once(b, V32) for pair in kept}
         for pair, at in added.items():
@@ -284,12 +390,7 @@ def _multiply_group(
     totals = {pair: [part[pair] for part in parts] for pair in kept}
     if tile.kind.n_sums < tile.n_parts:
         totals = {pair: [b.add(*both)] for pair, both in totals.items()}
-    scales = [tile.scales(start) for start in starts]
-    empty = tile.kind.block_scale and tile.panel.n_groups == 1
-    for (p, t), at in kept.items():
-        factor, total = float_at(e, places[t], tile.kind.line.scale, tile.lanes), b.load(at)
-        added = add_group(e, tile.kind, totals[p, t], scales[p], factor, None if empty else total)
-        b.store(e.multiply_add(added, scales[p][0], total) if empty else added, at)
+    return totals
 
 
 def _minima_of_group(

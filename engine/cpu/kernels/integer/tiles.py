@@ -18,24 +18,24 @@ from engine.cpu.kernels.integer.activations import scaled
 from engine.cpu.kernels.integer.groups import Kind, smaller
 from engine.cpu.kernels.integer.panels import FLOATS, Block
 from engine.cpu.kernels.integer.rows import Operands, Source, panel_range, store_sums
-from engine.cpu.kernels.integer.tile_groups import Counts, Tile, multiply
+from engine.cpu.kernels.integer.tile_groups import GROUPS_CHUNK, Counts, Tile, multiply
 from engine.cpu.kernels.isa import BYTES, ROWS
 from engine.cpu.kernels.stepping import STEP, emitter, has_32_registers, integers
 
-PANELS_TILE, TOKENS_TILE = 2, 4
+PANELS_TILE = 2
 """Register tile: 2 x 4 sums fill 8 of AVX2's 16 registers."""
 
 PANELS_TILE_32 = 4
 """The same with 32 registers: on a core of Zen 4 94 instead of 88 GMAC/s (Q4_0, 16 bits), 143 for 136 (Q4_K, 8)."""
 
 PANELS_BLOCK = 4
-"""Panels unpacked together: quants of 256 columns take 8 KB."""
+"""Panels of an item, unpacked together: quants of 256 columns take 8 KB."""
+
+ITEMS_MATRICES = 2
+"""Items unpacked together for AMX, so that tiles of tokens are copied less often."""
 
 TOKENS_BLOCK = 128
 """Tokens between two unpackings: their float sums take 16 KB, and unpacking costs 2 % of their products."""
-
-GROUPS_CHUNK = 8
-"""Groups unpacked together."""
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"tile_panels": STEP}
 """Argument types of the kernel."""
@@ -54,27 +54,30 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         tile = Tile(e, kind)
         panel_bytes = tile.group_bytes * GROUPS_CHUNK
         # Float sums for each panel and token of a block: of products, and of minima.
-        cell_bytes, n_places = tile.vector_bytes * (1 + (tile.n_mins > 0)), PANELS_BLOCK // tile.side
+        panels_block = PANELS_BLOCK * (1 if tile.matrices is None else ITEMS_MATRICES)
+        cell_bytes, n_places = tile.vector_bytes * (1 + (tile.n_mins > 0)), panels_block // tile.side
         sums_at = e.room(cell_bytes * n_places * TOKENS_BLOCK)
         room = builder.ptrtoint(cgutils.alloca_once(builder, FLOATS), I64)
         tile_at = e.room(panel_bytes * n_places)
-        # Activations of a tile of tokens as 16 bits.
-        wide_at = e.room(line_bytes * GROUPS_CHUNK * TOKENS_TILE) if tile.widens else None
+        copied_at = e.room(tile.copied_bytes * tile.n_tokens) if tile.copies else None
         source = Source(e, panel, kind.from_rows, o)
         counts = Counts(e)
         large = has_32_registers(context) and tile.side == 1 and not tile.ordered
         panels_tile = PANELS_TILE_32 if large else PANELS_TILE
+        if tile.matrices is not None:
+            panels_tile = 1
+            tile.matrices.configure()
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
 
         def sums_of(place: Value, token: Value) -> Value:
             """Those of a register tile are side by side."""
             (down, row), (along, column) = (
                 (builder.udiv(index, I64(size)), builder.urem(index, I64(size)))
-                for index, size in ((token, TOKENS_TILE), (place, panels_tile))
+                for index, size in ((token, tile.n_tokens), (place, panels_tile))
             )
             number = builder.add(scaled(builder, down, n_places // panels_tile), along)
-            inside = builder.add(scaled(builder, column, TOKENS_TILE), row)
-            cell = builder.add(scaled(builder, number, TOKENS_TILE * panels_tile), inside)
+            inside = builder.add(scaled(builder, column, tile.n_tokens), row)
+            cell = builder.add(scaled(builder, number, tile.n_tokens * panels_tile), inside)
             return builder.add(sums_at, scaled(builder, cell, cell_bytes))
 
         def place_of(number: Value) -> tuple[Value, Value]:
@@ -88,12 +91,12 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         first, end = panel_range(builder, o, low, high, PANELS_BLOCK)
         with (
             blocks_of(o.n_tokens, TOKENS_BLOCK) as token_blocks,
-            cgutils.for_range(builder, builder.sub(high, low)) as items,
+            blocks_of(builder.sub(end, first), panels_block) as panel_blocks,
         ):
             first_token = scaled(builder, token_blocks.index, TOKENS_BLOCK)
-            first_panel = builder.add(first, scaled(builder, items.index, PANELS_BLOCK))
+            first_panel = builder.add(first, scaled(builder, panel_blocks.index, panels_block))
             n_tokens = smaller(builder, builder.sub(o.n_tokens, first_token), I64(TOKENS_BLOCK))
-            n_panels = smaller(builder, builder.sub(end, first_panel), I64(PANELS_BLOCK))
+            n_panels = smaller(builder, builder.sub(end, first_panel), I64(panels_block))
             x = builder.add(o.x, builder.mul(first_token, o.x_bytes))
             # Of panels that share vectors the last one is repeated where one is missing.
             n_vectors = builder.sdiv(builder.add(n_panels, I64(tile.side - 1)), I64(tile.side))
@@ -116,16 +119,17 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                         for number, group in enumerate(Block(e, panel, tile.isa, address).groups()):
                             tile.write(e.at(target, number * tile.group_bytes), group)
                 chunk_x = builder.add(x, scaled(builder, first_block, line_bytes * panel.n_groups))
-                with blocks_of(n_tokens, TOKENS_TILE) as token_tiles:
-                    first_place, tokens = _clamped(builder, token_tiles.index, TOKENS_TILE, n_tokens)
+                with blocks_of(n_tokens, tile.n_tokens) as token_tiles:
+                    first_place, tokens = _clamped(builder, token_tiles.index, tile.n_tokens, n_tokens)
                     lines = [builder.add(chunk_x, builder.mul(token, o.x_bytes)) for token in tokens]
                     inputs = lines
-                    if wide_at is not None:
-                        inputs = [e.at(wide_at, line_bytes * GROUPS_CHUNK * index) for index in range(TOKENS_TILE)]
+                    if copied_at is not None:
+                        inputs = [e.at(copied_at, tile.copied_bytes * index) for index in range(tile.n_tokens)]
                         with cgutils.for_range(builder, n_groups) as groups:
                             offset = scaled(builder, groups.index, line_bytes)
                             for line, target in zip(lines, inputs, strict=True):
-                                tile.widen(builder.add(line, offset), builder.add(target, offset))
+                                tile.copy(builder.add(line, offset), builder.add(target, offset))
+                        lines = lines if tile.widens else inputs
                     with blocks_of(n_vectors, panels_tile) as panel_tiles:
                         first_vector, numbers = _clamped(builder, panel_tiles.index, panels_tile, n_vectors)
                         tiles = [builder.add(tile_at, scaled(builder, number, panel_bytes)) for number in numbers]
@@ -143,6 +147,8 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
                     value = builder.fadd(value, e.load(cell, FLOATS, tile.vector_bytes, BYTES))
                 token = builder.add(first_token, done_tokens.index)
                 store_sums(e, o, builder.add(first_panel, done_panels.index), token, value, room)
+        if tile.matrices is not None:
+            tile.matrices.release()
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
