@@ -13,6 +13,28 @@ LINE = 64
 HUGE = 2 << 20
 """Bytes of a huge page, which Linux gives to large arrays of numpy where it can; elsewhere only an alignment."""
 
+BLOCK = 64 << 20
+"""Bytes that an Arena asks for at once; what no array takes of them is never touched, so it takes no memory."""
+
+
+class Arena:
+    """Arrays one behind another in large blocks, so that small ones lie in huge pages as well.
+
+    numpy asks for huge pages for 4 MB or more. In pages of 4 KB, which the processor's prefetching does not leave, two
+    cores of an EPYC 7003 read the matrices of small models at two thirds of the speed.
+    """
+
+    def __init__(self) -> None:
+        self._block = np.empty(0, np.uint8)
+
+    def empty(self, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """Bytes of any content, at a multiple of LINE."""
+        size = -(-n_bytes // LINE) * LINE
+        if size > self._block.size:
+            self._block = _cut(np.empty, (max(BLOCK, size),), np.uint8, HUGE)
+        array, self._block = self._block[:n_bytes], self._block[size:]
+        return array
+
 
 def aligned_empty(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
     """An array of any content at a multiple of LINE."""

@@ -26,7 +26,7 @@ from engine.cpu.kernels.integer.panels import GROUP, PANELS, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
 from engine.cpu.kernels.terms import has_pairs
-from engine.cpu.memory import aligned_empty, array_address
+from engine.cpu.memory import Arena, aligned_empty, array_address
 from engine.cpu.products.matmul import Epilogue, Float32Array, PreparedWeight, prepare
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
@@ -127,6 +127,7 @@ class IntegerWeights:
         self._pool = pool
         self._bits = bits
         self._places: dict[int, int] = {}
+        self._arena = Arena()
         self._copies: list[npt.NDArray[np.uint8]] = []
 
     @property
@@ -140,7 +141,7 @@ class IntegerWeights:
             return
         matrices = [weight] if len(weight.shape) == 2 else [weight.expert(index) for index in range(weight.shape[0])]
         size = packed_bytes(weight.type, *matrices[0].shape)
-        copy = aligned_empty(size * len(matrices), dtype=np.uint8)
+        copy = self._arena.empty(size * len(matrices))
         self._copies.append(copy)
         for index, matrix in enumerate(matrices):
             prepared = prepare(matrix)
