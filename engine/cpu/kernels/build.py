@@ -171,8 +171,8 @@ def _selective_scan(name: str) -> Kernel:
 
 
 def _run_program(name: str) -> Kernel:
-    def run_program(program, n_rows, counters, scratch, give_way):
-        machine.run_program(name, program, n_rows, counters, scratch, give_way)
+    def run_program(program, n_rows, counters, n_regions, region, scratch, give_way):
+        machine.run_program(name, program, n_rows, counters, n_regions, region, scratch, give_way)
 
     return run_program
 

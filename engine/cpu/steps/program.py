@@ -59,7 +59,7 @@ class Program:
         self._result = result
         self._pool = pool
         self._table = recorder.table()
-        self._counters = np.zeros((len(self._table), COUNTERS), dtype=np.int64)
+        self._counters = aligned_empty(len(self._table), recorder.regions, COUNTERS, dtype=np.int64)
         self._scratch = aligned_empty(pool.threads, -(-recorder.scratch_floats // 16) * 16)
 
     def run(self, batch: Batch) -> Float32Array:
@@ -68,11 +68,12 @@ class Program:
             fill(batch)
         self._counters.fill(0)
         run, give_way = build.kernel("run_program"), _give_way()
-        table, counters = address(self._table), address(self._counters)
+        table, counters, regions = address(self._table), address(self._counters), self._counters.shape[1]
         scratch, scratch_bytes = address(self._scratch), self._scratch.strides[0]
 
         def task(index: int) -> None:
-            run(table, len(self._table), counters, scratch + index * scratch_bytes, give_way)
+            own = scratch + index * scratch_bytes
+            run(table, len(self._table), counters, regions, index % regions, own, give_way)
 
         self._pool.run(task, self._pool.threads)
         return self._result

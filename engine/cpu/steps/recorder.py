@@ -16,7 +16,7 @@ from engine.cpu.kernels import build
 from engine.cpu.kernels.attention import attend as attend_kernel
 from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.kernels.integer.panels import GROUP
-from engine.cpu.kernels.machine import HEADER, ROW
+from engine.cpu.kernels.machine import HEADER, REGIONS, ROW, Head
 from engine.cpu.memory import aligned_empty
 from engine.cpu.products.integer import Activations, IntegerWeights, empty_activations
 from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
@@ -49,15 +49,17 @@ CHUNKS_PER_THREAD = 8
 Place = tuple[int, int]
 """Where an array is in memory, and its bytes: equal for every view of all of it."""
 
-ITEMS, CHUNKS, WAITS = 1, 2, 3
-"""Places in the head of a program's row (kernels/machine.py)."""
-
 
 class Recorder:
-    """Steps that are recorded. Results are buffers that every run of the program fills again."""
+    """Steps that are recorded. Results are buffers that every run of the program fills again.
+
+    Attributes:
+        regions: of the program's rows at most (kernels/machine.py).
+    """
 
     def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None, *, rounded: bool = False) -> None:
         self._pool = pool
+        self.regions = min(pool.threads, REGIONS)
         self._integer = weights
         self._rounded = rounded
         self._quantized: dict[Place, dict[Form, Activations]] = {}  # of what is in memory now
@@ -82,7 +84,9 @@ class Recorder:
         table = np.zeros((len(self.rows), ROW), dtype=np.int64)
         for index, row in enumerate(self.rows):
             table[index, : len(row)] = row
-            table[index, WAITS] = self._waits.get(index, 0)
+            regions = min(row[Head.CHUNKS], self.regions)
+            table[index, Head.REGIONS], table[index, Head.CHUNKS] = regions, row[Head.CHUNKS] // regions
+            table[index, Head.WAITS] = self._waits.get(index, 0)
         return table
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
@@ -231,8 +235,8 @@ class Recorder:
         end = HEADER + len(step.operands)
         row[end - 2 : end] = address(activations), form
         if step.kind == "gate":  # whose items are then twice as large
-            row[ITEMS] //= GROUP // LANES
-            row[CHUNKS] = min(row[CHUNKS], row[ITEMS])
+            row[Head.ITEMS] //= GROUP // LANES
+            row[Head.CHUNKS] = min(row[Head.CHUNKS], row[Head.ITEMS])
         self.rows[index] = tuple(row)
         return True
 
@@ -244,7 +248,7 @@ class Recorder:
         chunks = 1
         if self._pool.threads > 1:
             chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))
-        head = (build.address(step.kind, step.type_name), step.items, chunks, 0)
+        head = (build.address(step.kind, step.type_name), step.items, chunks, 0, 0)
         assert len(step.operands) <= ROW - HEADER
         self.rows.append((*head, *step.operands))
 

@@ -10,10 +10,13 @@ import pytest
 from engine.cpu import reference
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels import build, elementwise, stepping
+from engine.cpu.kernels.machine import COUNTERS, REGIONS, Head
 from engine.cpu.kernels.terms import has_pairs
 from engine.cpu.products.integer import is_integer
 from engine.cpu.steps import immediate, program, recorder
 from engine.cpu.steps.immediate import Immediate
+from engine.cpu.steps.operands import columns_step
+from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
 from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf.reader import open_gguf
@@ -157,12 +160,40 @@ def test_threads_change_nothing(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(immediate, "TASK_FLOATS", 64)
     _, _, path = make(tmp_path, change=with_biases)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 9):
         backend = opened(path, threads=threads)
         results.append([all_logits(backend, TOKENS), *(one(backend, 0, t, len(TOKENS) + t) for t in range(50))])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7, 11])
+def test_every_item_once_from_any_thread(threads, monkeypatch):
+    """Whichever thread comes first does all items and nothing beyond them; those after it find nothing left."""
+    monkeypatch.setattr(recorder, "CHUNK_FLOATS", 16)
+    x = np.arange(60 * 16, dtype=np.float32).reshape(60, 16)
+    out = np.full((2, 61, 16), np.nan, np.float32)
+    with ThreadPool(threads) as pool:
+        steps, counts = Recorder(pool), (1, 2, 3, 5, 8, 60)
+        for n in counts:
+            steps.recur(columns_step(x[:n], 0, 16, out[0, :n]), out[0])
+        steps.join()
+        steps.recur(columns_step(out[0, :60], 0, 16, out[1, :60]), out[1])
+        steps.join()
+        table = steps.table()
+    assert table[:, Head.REGIONS].tolist() == [min(n, threads, REGIONS) for n in (*counts, 60)]
+    run, give_way = build.kernel("run_program"), program._give_way()
+    for first in range(steps.regions):
+        out[...] = np.nan
+        counters = np.zeros((len(table), steps.regions, COUNTERS), np.int64)
+        for thread in (first, *range(steps.regions)):
+            where = table.ctypes.data, len(table), counters.ctypes.data, steps.regions, thread
+            run(*where, 0, give_way)
+            for part in out:
+                np.testing.assert_array_equal(part[:60], x)
+                assert np.isnan(part[60]).all()
+        np.testing.assert_array_equal(counters[:, :, 1].sum(1), table[:, Head.CHUNKS] * table[:, Head.REGIONS])
 
 
 def test_experts_are_not_recorded(tmp_path, opened):
