@@ -227,7 +227,7 @@ class CpuBackend:
             GGUFError: the model's file was cut or rewritten since it was opened; nothing was changed.
         """
         self._settle()
-        logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
+        logits = self._pool.memory.empty(len(batch.output_rows), self.config.vocab_size)
         if self._programs is not None and self._programs.takes(batch):
             self.model.gguf.check_unchanged()
             with np.errstate(**QUIET):

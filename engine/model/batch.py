@@ -96,6 +96,9 @@ class Batch:
     @classmethod
     def build(cls, parts: Iterable[Part]) -> Batch:
         """Lay out parts `(slot, token_ids, n_past, outputs[, pages[, place[, writes]]])` as one batch, in order."""
+        parts = list(parts)
+        if all(len(part[1]) == 1 for part in parts):
+            return cls._of_single_tokens(parts)
         ids: list[Int32Array] = []
         positions: list[Int32Array] = []
         spans: list[Span] = []
@@ -115,6 +118,20 @@ class Batch:
         if len(spans) == 1:
             return cls(ids[0], positions[0], (spans[0],), outputs[0])
         return cls(np.concatenate(ids), np.concatenate(positions), tuple(spans), np.concatenate(outputs))
+
+    @classmethod
+    def _of_single_tokens(cls, parts: Sequence[Part]) -> Batch:
+        """The same of parts of one token each, as decode steps are: in a tenth of the calls of numpy."""
+        assert parts, "a batch has at least one span"
+        spans = tuple(Span(part[0], row, 1, part[2], *part[4:]) for row, part in enumerate(parts))
+        assert len({span.slot for span in spans}) == len(spans), "a slot appears once per batch"
+        columns = (
+            [part[1][0] for part in parts],
+            [part[2] for part in parts],
+            [row for row, part in enumerate(parts) if part[3] is not Outputs.NONE],
+        )
+        ids, positions, outputs = (np.array(column, dtype=np.int32) for column in columns)
+        return cls(ids, positions, spans, outputs)
 
 
 def _int32(ids: Ids) -> Int32Array:

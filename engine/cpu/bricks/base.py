@@ -33,7 +33,8 @@ class StepBricks(LayerBricks[LayerWeights]):
 
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""
-        low, high = int(batch.token_ids.min()), int(batch.token_ids.max())
+        ids = batch.token_ids.tolist()
+        low, high = min(ids), max(ids)
         n_vocab = self._weights.token_embd.rows
         if low < 0 or high >= n_vocab:
             wrong = low if low < 0 else high

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
+from engine.cpu.memory import array_address
 from engine.model.batch import Batch, Span
 
 
@@ -38,10 +39,14 @@ class CacheRows:
 
     def fill(self, batch: Batch) -> None:
         """Write the rows of another batch of as many tokens."""
+        if len(batch.spans) == len(self.array) == 1:  # the decode step of one sequence, in which numpy takes longest
+            (span,) = batch.spans
+            self.array[0] = array_address(self.tables) + self.tables.strides[0] * span.slot, span.n_past
+            return
         slots = np.array([span.slot for span in batch.spans])
         if len(slots) < batch.n_tokens:
             slots = np.repeat(slots, [span.n_rows for span in batch.spans])
-        self.array[:, 0] = self.tables.ctypes.data + self.tables.strides[0] * slots
+        self.array[:, 0] = array_address(self.tables) + self.tables.strides[0] * slots
         self.array[:, 1] = batch.positions
 
     def part(self, span: Span) -> CacheRows:

@@ -61,6 +61,11 @@ class Program:
         self._table = recorder.table()
         self._counters = aligned_empty(len(self._table), recorder.regions, COUNTERS, dtype=np.int64)
         self._scratch = aligned_empty(pool.threads, -(-recorder.scratch_floats // 16) * 16)
+        program = address(self._table), len(self._table), address(self._counters), recorder.regions
+        scratch, scratch_bytes = address(self._scratch), self._scratch.strides[0]
+        self._arguments = [  # of each thread
+            (*program, index % recorder.regions, scratch + index * scratch_bytes) for index in range(pool.threads)
+        ]
 
     def run(self, batch: Batch) -> Float32Array:
         """The result for a batch; the array is overwritten by the next run."""
@@ -68,12 +73,10 @@ class Program:
             fill(batch)
         self._counters.fill(0)
         run, give_way = build.kernel("run_program"), _give_way()
-        table, counters, regions = address(self._table), address(self._counters), self._counters.shape[1]
-        scratch, scratch_bytes = address(self._scratch), self._scratch.strides[0]
+        arguments = self._arguments
 
         def task(index: int) -> None:
-            own = scratch + index * scratch_bytes
-            run(table, len(self._table), counters, regions, index % regions, own, give_way)
+            run(*arguments[index], give_way)
 
         self._pool.run(task, self._pool.threads)
         return self._result

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.cpu import reference
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels import build
@@ -109,9 +110,13 @@ class Recorder:
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
         """See Steps.angles."""
         cos, sin = (np.empty((len(positions), len(rope.inv_freq)), dtype=np.float32) for _ in range(2))
+        kept = KeptAngles(rope)
 
         def fill(batch: Batch) -> None:
-            cos[...], sin[...] = rope.cos_sin(batch.positions)
+            if len(batch.positions) == 1:
+                cos[0], sin[0] = kept.of(int(batch.positions[0]))
+            else:
+                cos[...], sin[...] = rope.cos_sin(batch.positions)
 
         self.fills.append(fill)
         return Angles(cos, sin, rope.style)
@@ -259,6 +264,24 @@ class Recorder:
             for start, n_bytes in [*known]:
                 if start < first + size and first < start + n_bytes:
                     del known[start, n_bytes]
+
+
+class KeptAngles:
+    """Angles of single positions, computed for some at a time: each of a dozen calls of numpy takes a microsecond."""
+
+    def __init__(self, rope: RopeTable) -> None:
+        self._rope = rope
+        self._first = -1
+        self._angles: tuple[Float32Array, Float32Array]
+
+    def of(self, position: int) -> tuple[Float32Array, Float32Array]:
+        """Cos and sin (n_pairs,) of a position."""
+        first, place = position - position % PAGE, position % PAGE
+        if first != self._first:
+            self._angles = self._rope.cos_sin(np.arange(first, first + PAGE, dtype=np.int32))
+            self._first = first
+        cos, sin = self._angles
+        return cos[place], sin[place]
 
 
 def _place(array: Float32Array) -> Place:

@@ -104,7 +104,7 @@ def registers(request):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8])
 @pytest.mark.parametrize(
     ("n_heads", "n_kv", "key_width", "value_width"),
-    [(1, 1, 16, 16), (8, 2, 64, 64), (8, 1, 32, 80), (4, 4, 48, 112), (7, 1, 48, 32)],
+    [(1, 1, 16, 16), (8, 2, 64, 64), (8, 1, 32, 80), (4, 4, 48, 112), (7, 1, 48, 32), (4, 2, 32, 64)],
 )
 @pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 7), (15, 1), (16, 2), (31, 17), (255, 1), (300, 33)])
 def test_against_float64(pools, registers, dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens, monkeypatch):

@@ -14,7 +14,7 @@ from engine.config import KV_BLOCK, PAGE
 from engine.cpu.kernels.emit import F32, F64, I8, I16, I64, LANES, Emitter, Value, vector
 
 HEADS = 4
-"""Query heads that are multiplied together: converting float16 takes as long as multiplying, so heads share it."""
+"""Query heads that are multiplied together at most: converting float16 takes as long as multiplying, so heads share it."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,19 @@ class Registers:
 
     Attributes:
         width: floats per vector.
-        parts: vectors of the cache that are multiplied with HEADS heads, and then with as many as are left.
-        alone: the same with each of the heads that are left.
+        parts: vectors of the cache that are multiplied with three or four heads, and then with as many as are left.
+        two: the same with two heads.
+        alone: the same with one.
     """
 
     width: int
     parts: tuple[int, ...]
+    two: tuple[int, ...]
     alone: tuple[int, ...]
 
     def pieces(self, n_heads: int, n_vectors: Value, b: Any) -> list[tuple[int, Value]]:
         """How n_vectors vectors are taken: so many together, how often."""
-        sizes = self.parts if n_heads == HEADS else self.alone
+        sizes = self.alone if n_heads == 1 else self.two if n_heads == 2 else self.parts
         if sizes == (3, 2):  # threes and at most two twos
             twos = b.srem(b.mul(n_vectors, I64(2)), I64(3))
             return [(3, b.sdiv(b.sub(n_vectors, b.mul(twos, I64(2))), I64(3))), (2, twos)]
@@ -44,7 +46,7 @@ class Registers:
         return found
 
 
-FEW, MANY = Registers(8, (3, 2), (8, 2)), Registers(16, (4, 2, 1), (4, 2, 1))
+FEW, MANY = Registers(8, (3, 2), (4, 2), (8, 2)), Registers(16, (4, 2, 1), (4, 2, 1), (4, 2, 1))
 """Of AVX2: 12 sums, and the 4 registers left are in use, too. Eight sums would just cover the latency of a
 multiplication; the other four cover further delays. Of AVX-512: 16 sums of twice the width."""
 
@@ -188,15 +190,17 @@ class Item:
         return keys, self.at(o.values, here, self.value_bytes), next_keys
 
     def each(self, compute: Callable[[list[Value]], None]) -> None:
-        """Emits `compute` for HEADS heads at a time, and again for each of those that are left."""
+        """Emits `compute` for HEADS heads at a time, and again for one, two and three that may be left."""
         b = self.b
         together = b.sdiv(self.group, I64(HEADS))
         with cgutils.for_range(b, together) as several:
             first = b.mul(several.index, I64(HEADS))
             compute([b.add(first, I64(i)) for i in range(HEADS)])
         done = b.mul(together, I64(HEADS))
-        with cgutils.for_range(b, b.sub(self.group, done)) as alone:
-            compute([b.add(done, alone.index)])
+        left = b.sub(self.group, done)
+        for count in range(1, HEADS):
+            with b.if_then(b.icmp_signed("==", left, I64(count))):
+                compute([b.add(done, I64(i)) for i in range(count)])
 
     def load(self, address: Value, offset: int = 0) -> Value:
         """A vector of the cache as float32, of 8 bits before it is scaled."""

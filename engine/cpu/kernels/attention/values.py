@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from engine.config import KV_BLOCK, PAGE
-from engine.cpu.kernels.attention.item import CORRECTION, FEW, HEADS, LARGEST, LOG2_E, SUMS, Item
+from engine.cpu.kernels.attention.item import CORRECTION, FEW, LARGEST, LOG2_E, SUMS, Item
 from engine.cpu.kernels.emit import F32, I64, LANES, Value, vector
 
 
@@ -35,7 +35,7 @@ def weigh_page(item: Item, values: Value, ahead: Value, heads: list[Value], low:
             done = b.add(done, b.mul(count, I64(n_parts)))
         return
     # Two blocks of columns at a time, each with its own weights; of several heads one, in parts, if registers are few.
-    block, few = KV_BLOCK // item.width, len(heads) == HEADS and item.registers is FEW
+    block, few = KV_BLOCK // item.width, len(heads) > 1 and item.registers is FEW
     pairs = I64(0) if few else b.sdiv(n_vectors, I64(2 * block))
     for n_blocks, count in ((2, pairs), (1, b.sub(b.sdiv(n_vectors, I64(block)), b.mul(pairs, I64(2))))):
         if few and n_blocks == 2:
