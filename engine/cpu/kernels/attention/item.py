@@ -14,7 +14,7 @@ from engine.config import KV_BLOCK, PAGE
 from engine.cpu.kernels.emit import F32, F64, I8, I16, I64, LANES, Emitter, Value, vector
 
 HEADS = 4
-"""Query heads that are multiplied together at most: converting float16 takes as long as multiplying, so heads share it."""
+"""Most query heads that are multiplied together: converting float16 takes as long as multiplying, so heads share it."""
 
 
 @dataclass(frozen=True)
