@@ -20,7 +20,16 @@ from engine.cuda.matrix.matvec_plan import UNQUANTIZED, Job
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "hopper.cuh", "activation.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
+_FILES = (
+    "formats.cuh",
+    "formats_coded.cuh",
+    "hopper.cuh",
+    "activation.cuh",
+    "matvec_input.cuh",
+    "matvec_tile.cuh",
+    "route.cuh",
+    "moe.cu",
+)
 _SPLIT = 2
 
 

@@ -10,7 +10,7 @@ from engine.concurrency.lazy import lazy
 from engine.cuda.formats.layouts import kept_as, packed_bytes
 from engine.cuda.launch_plan.families import Card, Families, Family, Phase, Split
 from engine.cuda.matrix import decode_gemm_plan, float_gemm, gemm_plan
-from engine.cuda.matrix.matvec_plan import BATCH_ROWS, MAX_MATRICES
+from engine.cuda.matrix.matvec_plan import BATCH_ROWS, MAX_MATRICES, QUANTIZED_BATCH_ROWS, UNQUANTIZED
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 from engine.model.weights import ExpertLinear, Linear, Weight
@@ -188,7 +188,8 @@ class Chooser:
         decode: list[tuple[int, Family]] = []
         cut = None
         if decodes:
-            many = 1 if self.deterministic else BATCH_ROWS
+            few = BATCH_ROWS if UNQUANTIZED.intersection(types) else QUANTIZED_BATCH_ROWS
+            many = 1 if self.deterministic else few
             if decode_gemm_plan.supported(types, self.card.arch):
                 shapes = [(one.type, one.rows) for one in matrices]
                 cut = decode_gemm_plan.group_cut(shapes, columns, self.card.multiprocessors, paired=paired)

@@ -178,6 +178,9 @@ class Step:
             tiles, types = sum(tile_count(one.rows, paired=part.paired) for one in group), [one.type for one in group]
             most = matvec_plan.most_sequences(types, tiles, part.columns, self.card)
             for batch in matvec_plan.turns(self.n_rows, most):
+                operand = matvec_plan.operand_block(types, tiles, part.columns, batch, self.card)
+                if operand is not None:
+                    yield Launch("matvec_operand", matvec_plan.operand_job(), family)
                 job, _ = matvec_plan.kernel_job(
                     types,
                     tiles,
@@ -186,6 +189,7 @@ class Step:
                     self.card,
                     paired=part.paired,
                     activation=part.activation,
+                    operand=operand,
                 )
                 yield Launch("matvec", job, family, _names(group))
 

@@ -8,6 +8,9 @@
 // to the SPLIT warps; a lane sums sub-blocks of one residue mod 4, then (0+1)+(2+3), warps 0..SPLIT-1, slabs.
 
 constexpr int SLAB = 4096;
+#ifndef OPERAND
+#define OPERAND 0
+#endif
 
 // ---- the matrices of a launch --------------------------------------------------------------------------------
 struct Segment {
@@ -27,15 +30,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     extern __shared__ __align__(128) u8 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, team = warp / SPLIT, member = warp % SPLIT;
 
-    // shared memory: ring | partial sums [team][2][SPLIT][SEQUENCES][16] | barriers | sums of squares
+    // shared memory: ring | scales that lanes leave for others | partial sums [team][2][SPLIT][SEQUENCES][16] | barriers | sums of squares
     // [SPLIT][SEQUENCES][4] | halves | sums | scales | factors of the norm [team][SEQUENCES][16] | running sums of tiles
     constexpr bool resident = RESIDENT;
     const int slabs = ONE_SLAB ? 1 : (columns + SLAB - 1) / SLAB;
-    const int all_quads = (columns + 127) / 128, quads = resident ? all_quads : SLAB / 128;
+    const int all_quads = (columns + 127) / 128, quads = resident ? all_quads : SLAB / 128 * (1 + OPERAND);
     u8* const ring = shared + warp * (DEPTH * SLOT);
-    float* const partial = (float*)(shared + WARPS * DEPTH * SLOT) + team * (2 * SPLIT * SEQUENCES * 16);
-    u64* const barriers = (u64*)(shared + WARPS * DEPTH * SLOT + WARPS * 2 * SEQUENCES * 64);
-    float* const squares = (float*)(barriers + WARPS * DEPTH);
+    constexpr int LEFT_AT = WARPS * DEPTH * SLOT, PARTIAL_AT = LEFT_AT + WARPS * LEFT_SCALES;
+    float* const partial = (float*)(shared + PARTIAL_AT) + team * (2 * SPLIT * SEQUENCES * 16);
+    u64* const barriers = (u64*)(shared + PARTIAL_AT + WARPS * 2 * SEQUENCES * 64);
+    float* const squares = (float*)(barriers + WARPS * DEPTH + (OPERAND ? SPLIT * 2 : 0));
+    const u32 input_barrier = shared_address(barriers + WARPS * DEPTH + member * 2);
     u8* const input = (u8*)(squares + SPLIT * 4 * SEQUENCES);
     float* const inverses = (float*)(input + quads * SEQUENCES * QUAD_BYTES);
     float* const running = inverses + TEAMS * SEQUENCES * 16;
@@ -44,6 +49,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     in.pieces = shared_address(input);
     in.scales = (const float*)(input + quads * SEQUENCES * 32 * PIECE);
     in.sums = (const float2*)(in.scales + quads * SEQUENCES * 4);
+    in.bytes = input;
+    in.floats = (const float4*)in.scales;
+    in.scales_left = (float4*)(shared + LEFT_AT + warp * LEFT_SCALES);
     const u32 ring_at = shared_address(ring), barrier_at = shared_address(barriers + warp * DEPTH);
     const int stride = gridDim.x * TEAMS, first_tile = blockIdx.x + gridDim.x * team;
 
@@ -107,6 +115,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 
     if (lane == 0)
         for (int i = 0; i < DEPTH; ++i) open_slot(barrier_at + i * 8);
+#if OPERAND
+    if (lane == 0 && team == 0) open_slot(input_barrier), open_slot(input_barrier + 8);
+#endif
     publish_slots();
     __syncwarp();
     int filled = 0;
@@ -116,13 +127,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     };
     // With 16 warps and a norm only the first warps fetch before the wait: the bytes of all 16 would delay the input
     // that the block waits for (H200, 8B Q4_K_M, one sequence: 643.5 to 650.7 tok/s).
-    if (WARPS < 16 || !norm || warp < (PAIRED ? 9 : 6)) fill(EARLY);
+    if (OPERAND || WARPS < 16 || !norm || warp < (PAIRED ? 9 : 6)) fill(EARLY);
     bring_grids();
     // Each block brings its share of the norm's weight into the L2.
-    if (norm && threadIdx.x == 0)
+    if (!OPERAND && norm && threadIdx.x == 0)
         for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
-    if (team == 0)
+    if (!OPERAND && team == 0)
         for (int i = lane; i < 4 * SEQUENCES; i += 32) squares[member * 4 * SEQUENCES + i] = 0.0f;
     if (TEAMS > 1)
         named_barrier(1 + member, TEAMS * 32);
@@ -134,12 +145,50 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     // quad, which are sub-block l / 8, group l / 4 % 2, and the mma lanes' t = l % 4.
     const bool wide_loads = ((columns | x_stride) & 3) == 0 && (((u64)x | (u64)norm) & 15) == 0;
     const int s = lane >> 3, half = (lane >> 2) & 1, t = lane & 3;
-    const int pieces_lane = ((s / R) * 32 + (s % R) * 2 * NB * 4 + t) * PIECE + half * (PIECE / 2);
+    const int pieces_lane = FEW ? ((s >> 1) * 32 + t) * 16 + (s & 1) * 8 + half * 4
+                                : ((s / R) * 32 + (s % R) * 2 * NB * 4 + t) * PIECE + half * (PIECE / 2);
+    constexpr int LANE_BYTES = FEW ? 16 : PIECE;  // from one lane's pieces to the next's
     auto quad_range = [&](int slab, int& begin, int& end) {
         unit_range(slab, begin, end);
         begin <<= unit_bits - 7;
         end = min(end << (unit_bits - 7), all_quads);
     };
+#if OPERAND
+    // This member's columns of a slab of the operand, into the one of two places whose slab no warp reads any more.
+    auto copy_slab = [&](int slab) {
+        int begin, end;
+        quad_range(slab, begin, end);
+        const int place = ONE_SLAB ? begin : begin - slab * (SLAB / 128) + (slab & 1) * (SLAB / 128), count = max(end - begin, 0);
+        const u32 barrier = input_barrier + (slab & 1) * 8;
+        const u8* const from = (const u8*)x;
+        const bool with_squares = norm && slab == 0;
+        if ((count <= 0 && !with_squares) || lane || team) return;
+        barrier_expect(barrier, count * 1280 + (with_squares ? 64 : 0));
+        if (count > 0) {
+            bulk_copy<false>(shared_address(input) + place * 1024, from + begin * 1024, count * 1024, barrier);
+            bulk_copy<false>(shared_address(input) + quads * 1024 + place * 256, from + all_quads * 1024 + begin * 256,
+                             count * 256, barrier);
+        }
+        if (with_squares)
+            bulk_copy<false>(shared_address(squares + member * 16), from + all_quads * 1280 + member * 64, 64, barrier);
+    };
+    auto next_input = [&](int slab) {
+        int begin, end;
+        quad_range(slab, begin, end);
+        if (slab == 0) {
+            copy_slab(0);
+            if (slabs > 1) copy_slab(1);
+            fill(DEPTH);
+        } else {
+            if (TEAMS > 1)
+                named_barrier(1 + member, TEAMS * 32);
+            else
+                __syncwarp();
+            if (slab + 1 < slabs) copy_slab(slab + 1);
+        }
+        if (begin < end || (norm && slab == 0)) barrier_wait(input_barrier + (slab & 1) * 8, (slab >> 1) & 1);
+    };
+#endif
     // The first sequence's input of the next slab is loaded while this slab is multiplied.
     constexpr int AHEAD = TEAMS == 1 ? 4 : 2, TOGETHER = SEQUENCES < 4 ? SEQUENCES : 4;
     float4 coming[AHEAD];
@@ -208,12 +257,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
                             sq = fmaf(v[i][n].z, v[i][n].z, sq), sq = fmaf(v[i][n].w, v[i][n].w, sq);
                             float4 y = v[i][n];
                             if (norm) y.x *= weight[n].x, y.y *= weight[n].y, y.z *= weight[n].z, y.w *= weight[n].w;
-                            const float largest =
-                                largest_of_eight(fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
                             const int place = first_slot + quad, index = (place * 4 + s) * NB + bn;
-                            u8* const at = input + place * (NB * 32 * PIECE) + pieces_lane + bn * (8 * PIECE);
+                            u8* const at = input + place * (NB * 32 * PIECE) + pieces_lane + bn * (8 * LANE_BYTES);
                             float undo;
                             if (HALVES) {
+                                const float largest = largest_of_eight(
+                                    fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
                                 // 2^e with 2^e * largest in [2^14, 2^15)
                                 const u32 exponent = min(max(__float_as_uint(largest) >> 23, 20u), 240u);
                                 const float up = __uint_as_float((268u - exponent) << 23);
@@ -225,22 +274,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
                                 *(uint2*)at = make_uint2(high0, high1);
                                 *(uint2*)(at + 4 * PIECE) = make_uint2(low0, low1);
                             } else {
-                                // Integers in the low bits of floats, plus 128: high byte, and low byte off by 128.
-                                const float bounded = fmaxf(largest, 1e-30f), up = __fdividef(32600.0f, bounded);
-                                undo = bounded * (1.0f / 32600.0f);
-                                const float shift = 12582912.0f + 128.0f;
-                                const u32 i0 = __float_as_uint(fmaf(y.x, up, shift)), i1 = __float_as_uint(fmaf(y.y, up, shift));
-                                const u32 i2 = __float_as_uint(fmaf(y.z, up, shift)), i3 = __float_as_uint(fmaf(y.w, up, shift));
-                                const u32 a01 = __byte_perm(i0, i1, 0x5140), a23 = __byte_perm(i2, i3, 0x5140);
-                                const u32 high = __byte_perm(a01, a23, 0x7632), low = __byte_perm(a01, a23, 0x5410) ^ 0x80808080u;
+                                u32 high, low;
+                                const float own = split_four(y, high, low, undo);
                                 *(u32*)at = high;
-                                *(u32*)(at + 4 * PIECE) = low;
-                                int sum = __dp4a((int)high, 0x01010101, 0) * 256 + __dp4a((int)low, 0x01010101, 0);
-                                sum += __shfl_xor_sync(FULL_MASK, sum, 1);
-                                sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-                                if (t == 0) ((float*)in.sums)[index * 2 + half] = (float)sum * undo;
+                                *(u32*)(at + 4 * LANE_BYTES) = low;
+                                if (FEW) {
+                                    const float other = __shfl_xor_sync(FULL_MASK, own, 4);
+                                    if ((lane & 7) == 0) ((float4*)in.floats)[index] = make_float4(undo, own + other, own, other);
+                                } else if (t == 0) {
+                                    ((float*)in.sums)[index * 2 + half] = own;
+                                }
                             }
-                            if ((lane & 7) == 0) ((float*)in.scales)[index] = undo;
+                            if (!FEW && (lane & 7) == 0) ((float*)in.scales)[index] = undo;
                         }
                     }
                 }
@@ -272,8 +317,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 
     while (true) {
         if (fresh) {
+#if OPERAND
+            next_input(slab);
+#else
             if (!resident) __syncthreads();
             convert(slab);
+#endif
             fill(DEPTH);
             // Not before: the next kernel's weights would queue in front of this one's input.
             pdl_launch();
@@ -292,7 +341,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
             int begin, end;
             unit_range(slab, begin, end);
             const int per_chunk = m.chunk_columns / 128;
-            int quad = (begin << (unit_bits - 7)) - (resident ? 0 : slab * (SLAB / 128));
+            int quad = (begin << (unit_bits - 7)) - (resident ? 0 : slab * (SLAB / 128)) +
+                       (OPERAND && !resident ? (slab & 1) * (SLAB / 128) : 0);
             end = (end - begin) << chunk_shift(m.chunk_columns);
             Sums acc;
 #pragma unroll

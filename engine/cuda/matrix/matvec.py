@@ -15,7 +15,19 @@ from engine.cuda.driver.compiler import Kernel, build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix.linear import MatrixGroup
-from engine.cuda.matrix.matvec_plan import Block, Tuning, kernel_job, most_sequences, runs, sequence_groups, turns
+from engine.cuda.matrix.matvec_plan import (
+    SLAB,
+    Block,
+    Tuning,
+    kernel_job,
+    most_sequences,
+    operand_block,
+    operand_bytes,
+    operand_job,
+    runs,
+    sequence_groups,
+    turns,
+)
 from engine.cuda.rows.activation import KernelActivation
 
 
@@ -43,7 +55,8 @@ class MatVec(MatrixGroup):
         super().__init__(matrices)
         self._card = device_arch(), multiprocessor_count(cupy.cuda.Device().id)
         self._tuning = tuning
-        self._kernels: dict[tuple[int, int, KernelActivation], tuple[Kernel, Block]] = {}
+        self._kernels: dict[tuple[object, ...], tuple[Kernel, Block]] = {}
+        self._operand_blocks: dict[int, Block | None] = {}
         self._segments: list[Argument] = []
         tile, column = 0, 0
         for matrix in matrices:
@@ -51,6 +64,7 @@ class MatVec(MatrixGroup):
             self._segments += [matrix.data, matrix.scale, tile, matrix.rows, column]
             column += matrix.rows
         self._tiles = tile
+        self._unit = 256 if self.columns % 256 == 0 else 128
         left = iter(self.matrices)
         types = [matrix.type for matrix in self.matrices]
         sizes = runs(types)
@@ -65,8 +79,8 @@ class MatVec(MatrixGroup):
         if not self._parts:
             self._kernel(min(batch, self._most), activation)
 
-    def _kernel(self, batch: int, activation: KernelActivation) -> tuple[Kernel, Block]:
-        key = (*sequence_groups(batch), activation)
+    def _kernel(self, batch: int, activation: KernelActivation, operand: Block | None = None) -> tuple[Kernel, Block]:
+        key = (*sequence_groups(batch), activation, operand is not None)
         found = self._kernels.get(key)
         if found is None:
             (files, defines), block = kernel_job(
@@ -78,9 +92,16 @@ class MatVec(MatrixGroup):
                 tuning=self._tuning,
                 paired=self.paired,
                 activation=activation,
+                operand=operand,
             )
             found = self._kernels[key] = (build(files, defines=defines).get("matvec"), block)
         return found
+
+    def _operand_block(self, batch: int) -> Block | None:
+        if batch not in self._operand_blocks:
+            types = [m.type for m in self.matrices]
+            self._operand_blocks[batch] = operand_block(types, self._tiles, self.columns, batch, self._card)
+        return self._operand_blocks[batch]
 
     def __call__(
         self,
@@ -93,6 +114,7 @@ class MatVec(MatrixGroup):
         activation: KernelActivation = KernelActivation.NONE,
         add: bool = False,
         alpha: float = 1.0,
+        operand: DeviceArray | None = None,
         stream: Stream | None = None,
         pdl: bool = True,
     ) -> None:
@@ -107,6 +129,8 @@ class MatVec(MatrixGroup):
             activation: see KernelActivation.
             add: add to out instead of overwriting it (the residual stream); not with an activation.
             alpha: factor of product + bias, before the activation.
+            operand: uint8 scratch memory, at least operand_bytes(K), 128-byte aligned, of this stream alone: there the
+                input of a few sequences is converted once, instead of by every block (operand_block()).
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch): weights are fetched before the previous kernel ends.
         """
@@ -127,6 +151,7 @@ class MatVec(MatrixGroup):
                 activation=activation,
                 add=add,
                 alpha=alpha,
+                operand=operand,
                 stream=stream,
                 pdl=pdl,
             )
@@ -135,11 +160,25 @@ class MatVec(MatrixGroup):
             return
         first = 0
         for batch in turns(n, self._most):
+            rows = x[first:] if first else x
+            block = None if operand is None or self._tuning is not None else self._operand_block(batch)
+            if block is not None:
+                assert operand is not None and operand.nbytes >= operand_bytes(self.columns)
+                split = block.tuning.split
+                launch(
+                    build(operand_job()[0]).get("matvec_operand"),
+                    (4 * split, 1 if norm is not None else -(-self.columns // SLAB)),
+                    128,
+                    (rows, x.strides[0] // 4, norm, self.columns, self._unit, split, batch, operand),
+                    stream=stream,
+                    pdl=pdl,
+                )
+                rows = operand
             self._launch(
-                *self._kernel(batch, activation),
+                *self._kernel(batch, activation, block),
                 batch,
                 (
-                    x[first:] if first else x,
+                    rows,
                     x.strides[0] // 4,
                     norm,
                     float(eps),
@@ -157,12 +196,11 @@ class MatVec(MatrixGroup):
     def _launch(
         self, kernel: Kernel, block: Block, batch: int, args: tuple[Argument, ...], stream: Stream | None, pdl: bool
     ) -> None:
-        unit = 256 if self.columns % 256 == 0 else 128
         launch(
             kernel,
             min(self._card[1], self._tiles),
             block.tuning.warps * 32,
-            (*self._segments, self._tiles, self.columns, unit, batch, *args, 1.0 / self.columns),
+            (*self._segments, self._tiles, self.columns, self._unit, batch, *args, 1.0 / self.columns),
             shared=block.shared_bytes,
             stream=stream,
             pdl=pdl,

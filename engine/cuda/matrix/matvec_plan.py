@@ -24,15 +24,21 @@ _FILES = (
     "formats_coded.cuh",
     "hopper.cuh",
     "activation.cuh",
+    "matvec_input.cuh",
     "matvec_tile.cuh",
     "segments.cuh",
     "matvec.cu",
 )
+_OPERAND_FILES = ("matvec_input.cuh", "matvec_operand.cu")
+_OPERAND_ARCH = 90
+_OPERAND_SEQUENCES = 4
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
 BATCH_ROWS = 3
 """From so many sequences on decode_gemm.py is faster (H200, all products of a step, 8B and 1B Q4_K_M)."""
+QUANTIZED_BATCH_ROWS = 5
+"""The same where every matrix is quantized."""
 UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
 
 
@@ -77,11 +83,13 @@ class Block:
 
 
 def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
-    """Beside activations and sums of tiles: ring, barriers, sums of squares, partial sums, norm factors."""
+    """Ring, barriers, sums of squares, partial sums, norm factors, and scales that lanes leave for others."""
     teams = tuning.warps // tuning.split
+    left = tuning.warps * 1024 if sequences >= 4 else 0
     ring = tuning.warps * tuning.depth * slot
     return (
         ring
+        + left
         + tuning.split * sequences * 16
         + teams * (2 * tuning.split + 1) * sequences * 64
         + tuning.warps * tuning.depth * 8
@@ -89,9 +97,12 @@ def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
 
 
 def input_bytes(types: Sequence[GGMLType], columns: int, sequences: int) -> int:
-    """Shared memory of the activations, 128 at a time: two bytes each, a scale per 32, a sum per 16; or halves."""
+    """Shared memory of the activations, 128 at a time: two bytes each, a scale per 32, a sum per 16; or halves.
+
+    Four sequences and more also have the sums per 32.
+    """
     quads = -(-columns // 128)
-    return quads * sequences * (528 if types[0] in UNQUANTIZED else 304)
+    return quads * sequences * (528 if types[0] in UNQUANTIZED else 320 if sequences >= 4 else 304)
 
 
 def max_batch(arch: int) -> int:
@@ -191,10 +202,12 @@ def build_job(
     resident: bool = True,
     paired: bool = False,
     activation: KernelActivation = KernelActivation.NONE,
+    operand: bool = False,
 ) -> Job:
     """The (files, defines) pair of the kernel for matrices of these types and a batch size, for compiler.prebuild.
 
-    Kernels differ by columns <= SLAB or not, and by whether all inputs stay in shared memory; see fit().
+    Kernels differ by columns <= SLAB or not, and by whether all inputs stay in shared memory; see fit(). operand: its
+    input is one, of four sequences.
     """
     tuning = tuning or next(candidates(types, batch, arch))
     nb, groups = sequence_groups(batch)
@@ -218,11 +231,55 @@ def build_job(
         "CHUNK_BYTES_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_bytes) for type in types) + "}",
         "CHUNK_COLUMNS_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_columns) for type in types) + "}",
     }
+    if operand:
+        defines["OPERAND"] = 1
     if grid_bytes(types):
         defines["SHARED_GRIDS"] = 1
     for i, type in enumerate(distinct):
         defines[f"FORMAT{i}"] = type.name
     return _FILES, defines
+
+
+def operand_block(
+    types: Sequence[GGMLType], tiles: int, columns: int, batch: int, card: tuple[int, int]
+) -> Block | None:
+    """The block of a product whose input another kernel converts (matvec_operand.cu); None where each block does it.
+
+    H200, all products of an 8B Q4_K_M step with 4 sequences, milliseconds: 1.87 without, 1.61 with an operand for the
+    one that has more columns than a slab.
+    """
+    if card[0] != _OPERAND_ARCH or types[0] in UNQUANTIZED or not (3 if columns <= SLAB else 2) <= batch <= 4:
+        return None
+    if most_sequences(types, tiles, columns, card) < _OPERAND_SEQUENCES:
+        return None
+    split = choose_block(types, tiles, columns, batch, card).tuning.split
+    for tuning in candidates(types, _OPERAND_SEQUENCES, card[0], split):
+        # A slab is copied while the one before is multiplied.
+        kept = 1 if columns <= SLAB else -(-tiles // (min(card[1], tiles) * (tuning.warps // tuning.split)))
+        slot = max(LAYOUTS[type].chunk_bytes for type in types)
+        bytes_needed = (
+            _fixed_bytes(tuning, slot, _OPERAND_SEQUENCES)
+            + tuning.split * 16
+            + input_bytes(types, min(columns, 2 * SLAB), _OPERAND_SEQUENCES)
+            + kept * (tuning.warps // tuning.split) * _OPERAND_SEQUENCES * 64
+        )
+        if columns > SLAB:
+            bytes_needed += input_bytes(types, 2 * SLAB, _OPERAND_SEQUENCES) - input_bytes(
+                types, min(columns, 2 * SLAB), 4
+            )
+        if tuning.split == split and bytes_needed <= shared_limit(card[0]) - 1024 - grid_bytes(types):
+            return Block(tuning, columns <= SLAB, bytes_needed)
+    return None
+
+
+def operand_job() -> Job:
+    """The build job of matvec_operand.cu."""
+    return _OPERAND_FILES, {}
+
+
+def operand_bytes(columns: int) -> int:
+    """Most bytes of an operand of K columns: bytes and floats of four sequences, and their sums of squares."""
+    return -(-columns // 128) * 1280 + 8 * 64
 
 
 def kernel_job(
@@ -235,10 +292,16 @@ def kernel_job(
     tuning: Tuning | None = None,
     paired: bool = False,
     activation: KernelActivation = KernelActivation.NONE,
+    operand: Block | None = None,
 ) -> tuple[Job, Block]:
-    """The build job and the block a MatVec of these matrices takes on a card (compute capability, multiprocessors)."""
+    """The build job and the block a MatVec of these matrices takes on a card (compute capability, multiprocessors).
+
+    operand: the block of operand_block(), where the input is converted.
+    """
     batch = min(batch, most_sequences(types, tiles, columns, card))
-    if tuning is None:
+    if operand is not None:
+        batch, block = _OPERAND_SEQUENCES, operand
+    elif tuning is None:
         block = choose_block(types, tiles, columns, batch, card)
     else:
         forced = fit(types, tuning, tiles, columns, batch, card)
@@ -253,6 +316,7 @@ def kernel_job(
         resident=block.resident,
         paired=paired,
         activation=activation,
+        operand=operand is not None,
     )
     return job, block
 

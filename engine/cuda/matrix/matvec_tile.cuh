@@ -10,7 +10,10 @@
 constexpr bool HALVES = !FORMAT0::SCALED;
 constexpr int R = 4 / NB, SEQUENCES = NB * GROUPS_OF_NB, TEAMS = WARPS / SPLIT;
 constexpr int PIECE = HALVES ? 16 : 8;                        // bytes of x of one lane for one mma
-constexpr int QUAD_BYTES = 32 * PIECE + 16 + (HALVES ? 0 : 32);  // of one sequence in shared memory
+// Four sequences: every lane needs the scales of all sub-blocks, so each finds those of one and leaves them for the others.
+constexpr bool FEW = NB == 4 && !HALVES;
+constexpr int QUAD_BYTES = 32 * PIECE + 16 + (HALVES ? 0 : FEW ? 48 : 32);  // of one sequence in shared memory
+constexpr int LEFT_SCALES = FEW ? 1024 : 0;                                 // of a warp
 static_assert(RESIDENT || !ONE_SLAB, "one slab always fits");
 
 // ---- tensor cores --------------------------------------------------------------------------------------------
@@ -56,14 +59,6 @@ DEVICE void mma_bytes(int (&c)[4], const u32* a, u32 b0, u32 b1) {
     mma_bytes<SIGNED>(c, a, b0);
     mma_bytes<SIGNED>(c, a + 2, b1);
 #endif
-}
-
-// ---- halfs of the activations --------------------------------------------------------------------------------
-// Largest of the eight lanes that hold a sub-block.
-DEVICE float largest_of_eight(float v) {
-    v = fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 1));
-    v = fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 2));
-    return fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 4));
 }
 
 // ---- the stream of chunks ------------------------------------------------------------------------------------
@@ -219,6 +214,11 @@ struct Inputs {
     const float2* sums;   // [group][sub-block][NB]: sums of its two 16s
     const float* scales;  // [group][sub-block][NB]: what undoes the scaling
     int quads;             // resident
+    // Four sequences: the pieces of two sub-blocks beside each other, [group][quad][2][lane][2]; all floats together,
+    // [group][sub-block][NB] undo, sum of both 16s, the two; and this warp's scales.
+    const u8* bytes;
+    const float4* floats;
+    float4* scales_left;
 };
 
 typedef float Sums[GROUPS_OF_NB][NB][2];  // [group][slot / R][row]
@@ -253,7 +253,7 @@ struct Columns {
         }
     }
 };
-template <class F, bool SCALED>
+template <class F, bool SCALED, bool FOUR>
 struct Chunk {
     DEVICE void add(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
         constexpr bool SIGNED = F::LOW == 8 || F::CODED;
@@ -312,8 +312,102 @@ struct Chunk {
     }
 };
 
+// Four sequences and more: the same operations in the same order, fewer instructions.
 template <class F>
-struct Chunk<F, false> {
+struct Chunk<F, true, true> {
+    // Of both quads of a chunk, in the order in which lanes meet no bank twice.
+    static constexpr bool LEAVES = F::BLOCK == 256 && !(F::GROUPS == 2 && F::HAS_ADD);
+    DEVICE int left_at(int quad, int slot, int g) { return (quad * 4 + slot) * 8 + (g ^ (2 * slot)); }
+
+    DEVICE void add(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns&, Sums& acc) {
+        constexpr bool SIGNED = F::LOW == 8 || F::CODED;
+        const int g = lane >> 2, t = lane & 3;
+        Scales scales[4];
+        if constexpr (LEAVES) {
+            const Scales own = F::load(chunk, g, t);
+            const float back = F::OFFSET ? 1.0f : place_factor<F>(t);
+#pragma unroll
+            for (int quad = 0; quad < F::QUADS; ++quad) {
+                float4 v;
+                if (F::GROUPS == 2)
+                    v = make_float4(F::mul(own, quad, 0, 0) * back, F::mul(own, quad, 0, 1) * back,
+                                    F::mul(own, quad, 1, 0) * back, F::mul(own, quad, 1, 1) * back);
+                else
+                    v = make_float4(F::mul(own, quad, 0, 0) * back, F::mul(own, quad, 1, 0) * back,
+                                    F::add(own, quad, 0, 0), F::add(own, quad, 1, 0));
+                in.scales_left[left_at(quad, t, g)] = v;
+            }
+            __syncwarp();
+        } else {
+#pragma unroll
+            for (int f = 0; f < 4; ++f) scales[f] = F::load(chunk, g, f);
+        }
+#pragma unroll
+        for (int quad = 0; quad < F::QUADS; ++quad) {
+            Operand<F, F::LOW> operand;
+            operand.load(chunk, quad, lane);
+            const int at = first_quad + quad;
+#pragma unroll
+            for (int two = 0; two < 2; ++two) {
+                uint4 pieces[GROUPS_OF_NB];
+#pragma unroll
+                for (int j = 0; j < GROUPS_OF_NB; ++j)
+                    pieces[j] = *(const uint4*)(in.bytes + (((j * in.quads + at) * 2 + two) * 32 + lane) * 16);
+#pragma unroll
+                for (int f = two * 2; f < two * 2 + 2; ++f) {
+                    u32 a[4];
+                    operand.get(f, a);
+                    float4 left = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (LEAVES) left = in.scales_left[left_at(quad, f, g)];
+#pragma unroll
+                    for (int j = 0; j < GROUPS_OF_NB; ++j) {
+                        int c[F::GROUPS][4] = {};
+                        const u32 first = f & 1 ? pieces[j].z : pieces[j].x, second = f & 1 ? pieces[j].w : pieces[j].y;
+                        if (F::GROUPS == 1) {
+                            mma_bytes<SIGNED>(c[0], a, first, second);
+                        } else {
+                            mma_bytes<SIGNED>(c[0], a, first);
+                            mma_bytes<SIGNED>(c[F::GROUPS - 1], a + 2, second);
+                        }
+                        const float4* const floats = in.floats + ((j * in.quads + at) * 4 + f) * 4 + t;
+                        float4 of_x;
+                        if (F::GROUPS == 2 && (F::HAS_ADD || F::OFFSET)) {
+                            of_x = *floats;
+                        } else if (F::HAS_ADD || F::OFFSET) {
+                            const float2 v = *(const float2*)floats;
+                            of_x = make_float4(v.x, v.y, 0.0f, 0.0f);
+                        } else {
+                            of_x = make_float4(*(const float*)floats, 0.0f, 0.0f, 0.0f);
+                        }
+                        // A power of two: it makes no difference whether it is part of this factor or of the scale.
+                        const float undo = LEAVES && !F::OFFSET ? of_x.x : of_x.x * place_factor<F>(f);
+#pragma unroll
+                        for (int row = 0; row < 2; ++row)
+#pragma unroll
+                            for (int group = 0; group < F::GROUPS; ++group) {
+                                const int* p = c[group] + row * 2;
+                                const float all = __int2float_rn(p[0] * 256 + p[1]);  // below 2^31
+                                const float s = F::GROUPS == 1 ? of_x.y : group ? of_x.w : of_x.z;
+                                const float product = F::OFFSET ? fmaf(all, undo, -(float)F::OFFSET * s) : all * undo;
+                                float& total = acc[j][f][row];
+                                const float mul = !LEAVES ? F::mul(scales[f], quad, row, group)
+                                                  : F::GROUPS == 2 ? (row ? (group ? left.w : left.z) : (group ? left.y : left.x))
+                                                                   : (row ? left.y : left.x);
+                                if (F::HAS_ADD) {
+                                    const float add = LEAVES ? (row ? left.w : left.z) : F::add(scales[f], quad, row, group);
+                                    total = fmaf(add, s, total);
+                                }
+                                total = fmaf(mul, product, total);
+                            }
+                    }
+                }
+            }
+        }
+    }
+};
+
+template <class F, bool FOUR>
+struct Chunk<F, false, FOUR> {
     DEVICE void add(const u8* chunk, int at, const Inputs& in, int lane, Columns& x, Sums& acc) {
         constexpr int PIECES = F::LOW / 16;
         const int b = (lane & 3) % NB;
@@ -348,5 +442,5 @@ struct Chunk<F, false> {
 
 template <class F>
 DEVICE void add_chunk(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
-    Chunk<F, F::SCALED>::add(chunk, first_quad, in, lane, x, acc);
+    Chunk<F, F::SCALED, FEW>::add(chunk, first_quad, in, lane, x, acc);
 }

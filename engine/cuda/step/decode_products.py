@@ -98,7 +98,17 @@ class DecodeProducts:
         weight, eps = folded(norm)
         if part.plan.family_for(self._n) is Family.MATVEC:
             assert part.matvec is not None
-            part.matvec(x, out, norm=weight, eps=eps, bias=part.bias, activation=activation, add=add, alpha=part.alpha)
+            part.matvec(
+                x,
+                out,
+                norm=weight,
+                eps=eps,
+                bias=part.bias,
+                activation=activation,
+                add=add,
+                alpha=part.alpha,
+                operand=self._buffers.batch_operand,
+            )
             return
         if part.plan.family_for(self._n) is Family.FLOAT_GEMM:
             assert left is None and then is None

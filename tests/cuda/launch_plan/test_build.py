@@ -177,6 +177,12 @@ def jobs_for(arch):
     jobs += [matvec_plan.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
     jobs += [matvec_plan.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     jobs += batch_jobs(decode_gemm_plan) if arch == 90 else []
+    if arch == 90:
+        jobs.append(matvec_plan.operand_job())
+        for types, tiles, columns in (([q4, q4, q6], 384, 4096), ([q6], 256, 14336), ([GGMLType.Q8_0], 12, 512)):
+            block = matvec_plan.operand_block(types, tiles, columns, 4, (90, 132))
+            assert block is not None
+            jobs.append(matvec_plan.kernel_job(types, tiles, columns, 4, (90, 132), operand=block)[0])
     routing = router.KernelRouting(128, 8, gating=tuple(router.Gating)[turn % len(router.Gating)])
     jobs += [router.router_job(type, arch) for type in matvec_plan.UNQUANTIZED]
     for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
@@ -261,6 +267,7 @@ def kernel_names(file, type):
         "ngrams.cu": "ngram_rows_decode ngram_rows_prompt ngram_gate ngram_conv_decode ngram_conv_prompt ngram_keep",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
+        "matvec_operand.cu": "matvec_operand",
         "decode_gemm.cu": "batch_matvec",
         "decode_gemm_operand.cu": "batch_operand",
         "gemm.cu": "gemm",
@@ -293,6 +300,7 @@ def test_every_kernel_file_is_built():
     files = {name for job in jobs_for(90) for name in job[0]} | {"common.cuh"}
     assert files == kernel_files().keys()
     hopper = {"experts.cu", "moe_rows.cu", "moe_rows_begin.cu", "operand.cu", "gemm.cu", "attention_prefill_hopper.cu"}
+    hopper.add("matvec_operand.cu")
     hopper |= {name for name in files if name.startswith("decode_gemm")} | {
         "formats_half.cuh",
         "gemm_unpack.cuh",

@@ -64,13 +64,58 @@ def test_every_product_has_a_block_on_every_card(card):
             sequences = {1: 1, 2: 2, 3: 4, 4: 4}.get(batch, 8)
             teams, slot = warps // split, -(-LAYOUTS[type].chunk_bytes // 16) * 16
             kept = 0 if columns <= SLAB else 1 if block.resident else -(-tiles // (min(multiprocessors, tiles) * teams))
-            needed = warps * depth * (slot + 8) + warps * 2 * sequences * 64 + split * 4 * sequences * 4
+            needed = (
+                (1024 * warps if sequences >= 4 else 0)
+                + warps * depth * (slot + 8)
+                + warps * 2 * sequences * 64
+                + split * 4 * sequences * 4
+            )
             quads = -(-columns // 128) if block.resident else SLAB // 128
-            needed += quads * sequences * (528 if type in UNQUANTIZED else 304)
+            needed += quads * sequences * (528 if type in UNQUANTIZED else 320 if sequences >= 4 else 304)
             needed += teams * sequences * 64 * (1 + kept)
             assert needed <= block.shared_bytes <= shared_limit(arch) - 1024 - grid_bytes([type])
             splits.add(split)
         assert len(splits) == 1
+
+
+def test_operands_fit_the_blocks_of_three_and_four_sequences():
+    """Two slabs of the input in shared memory, the same order of sums as blocks that convert their input themselves."""
+    from engine.cuda.driver.compiler import shared_limit
+    from engine.cuda.matrix.matvec_plan import UNQUANTIZED, choose_block, operand_block
+
+    card = (90, 132)
+    for type, (rows, columns) in itertools.product((GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0), sorted(REAL_SHAPES)):
+        tiles = tile_count(rows)
+        block = operand_block([type], tiles, columns, 4, card)
+        assert (operand_block([type], tiles, columns, 2, card) is None) == (block is None or columns <= 4096)
+        if block is not None:
+            assert block.tuning.split == choose_block([type], tiles, columns, 4, card).tuning.split
+            assert block.shared_bytes <= shared_limit(90) - 1024
+    assert operand_block([GGMLType.Q4_K], 256, 14336, 4, card) is not None
+    assert operand_block([GGMLType.Q4_K], 256, 4096, 1, card) is None
+    assert operand_block([GGMLType.Q4_K], 256, 4096, 4, (80, 108)) is None
+    assert all(operand_block([type], 256, 4096, 4, card) is None for type in UNQUANTIZED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q3_K, GGMLType.Q8_0, GGMLType.IQ4_XS])
+@pytest.mark.parametrize(("rows", "columns"), [(33, 512), (257, 4352), (48, 14336)])
+def test_a_converted_input_changes_no_bits(cupy, rng, type, rows, columns):
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.matrix.matvec_plan import operand_bytes
+
+    matrix = packed(cupy, type, random_rows(rng, type, rows, columns), columns)
+    x = cupy.asarray(rng.standard_normal((4, columns)).astype(np.float32))
+    norm = cupy.asarray(rng.uniform(0.5, 1.5, columns).astype(np.float32))
+    operand = cupy.empty(operand_bytes(columns), np.uint8)
+    for more in ({"norm": norm, "eps": 1e-5}, {"add": True, "alpha": 0.5}):
+        single = cupy.ones((4, rows), np.float32)
+        for b in range(4):
+            MatVec([matrix])(x[b : b + 1], single[b : b + 1], **more)
+        for batch in (2, 3, 4):
+            out = cupy.ones((batch, rows), np.float32)
+            MatVec([matrix])(x[:batch], out, operand=operand, **more)
+            np.testing.assert_array_equal(out.get(), single[:batch].get())
 
 
 def test_a_product_beyond_every_block_says_so():
