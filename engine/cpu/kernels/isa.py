@@ -276,11 +276,6 @@ class Avx2(Isa):
             self, self._e.builder.bitcast(count, V16), by if factor is None else self._e.builder.mul(factor, by)
         )
 
-    @staticmethod
-    def ones() -> Value:
-        """The factor 1."""
-        return _all_16(1)
-
     @classmethod
     def span(cls, steps: int, largest: int, zero: int) -> int:
         """See Isa.span: sums of 16 bits wrap around, so only what is left without the offset has to fit into them."""
@@ -338,7 +333,7 @@ class Avx2Wide(Avx2):
     accumulator = V32
     sums_lanes = multiplies_signed = True
     columns = 2
-    mnemonics = "vpmaddwd", "vpaddd"
+    mnemonics: tuple[str, str] | None = ("vpmaddwd", "vpaddd")
 
     factor = staticmethod(Isa.factor)
 

@@ -334,7 +334,7 @@ def _sums_of_group(
         """Sums of the steps of a part, added to `totals`."""
         by_step = tile.isa.accumulator is V16 and span == 1
         if by_step:
-            given = [arithmetic.ones() if factor is None else factor for factor in factors]
+            given = [tile.isa.factor(e, e.const(zeros(V32), 1)) if factor is None else factor for factor in factors]
             made = [step_sums(e, tile.isa, (starts, inputs), steps, factors=given)]
         else:
             spans = [steps[first : first + span] for first in range(0, len(steps), span)]
