@@ -66,7 +66,7 @@ class _Buffer:
         self.records = Mapped((_RECORDS * RECORD.itemsize // 4,), np.uint32)
         self.data = Mapped((_WORDS,), np.uint32)
         # The same as bytes: writing them through numpy takes several times as long.
-        self.packed, self.words = memoryview(self.records.host).cast("B"), memoryview(self.data.host).cast("B")
+        self.packed, self.words = self.records.host.data.cast("B"), self.data.host.data.cast("B")
         self.event = cupy.cuda.Event(disable_timing=True)
         self.used = self.recorded = False
 
