@@ -114,7 +114,7 @@ def plans(path, cards=CARDS, **settings):
 
 def launches_of(plan):
     """Launches of every step size, and of prompts."""
-    steps = [plan.decode(n) for n in (1, 5, 32, 65)] + [plan.known(n) for n in plan.known_sizes[-1:]]
+    steps = [plan.decode(n) for n in (1, 4, 5, 32, 65)] + [plan.known(n) for n in plan.known_sizes[-1:]]
     return [launch for step in [*steps, plan.prompt(300, 2)] for launch in step]
 
 
@@ -268,7 +268,7 @@ def test_odd_numbers_of_rows_and_slots(models, monkeypatch, size):
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}
-    return [product.family_for(n) for n in (1, 2, 3, 64, 65)], product.family_for(1, Phase.PROMPT)
+    return [product.family_for(n) for n in (1, 4, 5, 64, 65)], product.family_for(1, Phase.PROMPT)
 
 
 def test_families_of_products(models):
