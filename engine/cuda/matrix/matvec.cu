@@ -3,6 +3,7 @@
 // Defines: SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF, CHUNK_BYTES_OF, CHUNK_COLUMNS_OF per matrix);
 // NB sequences per mma and GROUPS_OF_NB such groups; WARPS of a block, SPLIT of them share the columns of one tile (a
 // team); each warp streams its own chunks through DEPTH slots of SLOT bytes of shared memory.
+// OPERAND: matvec_operand.cu has converted x (Hopper, up to four sequences); blocks copy it, a slab ahead of the products.
 //
 // Order of every sum, whatever the batch: columns in slabs of 4096; within one, units of 256 (or 128) columns are dealt
 // to the SPLIT warps; a lane sums sub-blocks of one residue mod 4, then (0+1)+(2+3), warps 0..SPLIT-1, slabs.

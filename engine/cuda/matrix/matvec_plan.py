@@ -260,13 +260,9 @@ def operand_block(
         bytes_needed = (
             _fixed_bytes(tuning, slot, _OPERAND_SEQUENCES)
             + tuning.split * 16
-            + input_bytes(types, min(columns, 2 * SLAB), _OPERAND_SEQUENCES)
+            + input_bytes(types, columns if columns <= SLAB else 2 * SLAB, _OPERAND_SEQUENCES)
             + kept * (tuning.warps // tuning.split) * _OPERAND_SEQUENCES * 64
         )
-        if columns > SLAB:
-            bytes_needed += input_bytes(types, 2 * SLAB, _OPERAND_SEQUENCES) - input_bytes(
-                types, min(columns, 2 * SLAB), 4
-            )
         if tuning.split == split and bytes_needed <= shared_limit(card[0]) - 1024 - grid_bytes(types):
             return Block(tuning, columns <= SLAB, bytes_needed)
     return None
