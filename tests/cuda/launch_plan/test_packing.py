@@ -226,7 +226,7 @@ def test_a_format_is_written_once_per_device(type):
     written = [name for name in ("formats.cuh", "formats_coded.cuh") if gpu.pop(name, None)]
     assert len(written) == 1
     gpu.pop("grid_tables.py", None)
-    for name in ("formats_half.cuh", "gemm_unpack.cuh"):
+    for name in ("formats_half.cuh", "gemm_unpack.cuh", "moe_rows_columns.cuh"):
         assert all(
             re.match(r"template <> struct|struct HalfScales<|const Scales raw = Q6_K", line)
             for line in gpu.pop(name, [])
