@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from engine.cpu.kernels.emit import I32, I64, Emitter, Value
 from engine.cpu.kernels.stepping import emitter, integers
 
-HEADER, ROW = 5, 24
+HEADER, ROW = 5, 32
 """int64 numbers before a row's operands (Head), and in a whole row."""
 
 
