@@ -362,7 +362,7 @@ def test_no_descriptors_or_connections_are_left(server):
         time.sleep(0.05)
         leave(connection, reset=number % 4 < 2)
     assert not any(server.settle())
-    for _ in range(100):
+    for _ in range(1000):  # where other programs want the processors, ends of connections are seen late
         if held() <= before:
             break
         time.sleep(0.02)
