@@ -159,10 +159,9 @@ def test_a_cache_of_8_bits(tmp_path, metadata):
     assert 0 < ((found - exact) ** 2).mean() < 1e-3 * (exact**2).mean()
     whole = plain.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
     pieces = [(0, 1), (1, 70), (70, 71), (71, 150)]
-    # numpy's last bits differ with the number of rows, on some processors, and move numbers over such a border.
-    for backend, expected, border in ((fast, found, 0.0), (plain, whole, 1e-6)):
-        cut = np.concatenate([backend.forward(Batch.build([(1, tokens[a:b], a, Outputs.ALL)])) for a, b in pieces])
-        assert ((cut - expected) ** 2).mean() <= border * (exact**2).mean()
+    for backend, expected in ((fast, found), (plain, whole)):
+        cut = [backend.forward(Batch.build([(1, tokens[a:b], a, Outputs.ALL)])) for a, b in pieces]
+        np.testing.assert_allclose(np.concatenate(cut), expected, atol=0 if backend is fast else 5e-5)
     assert plain.cache.bytes_per_token == 2 * 2 * 2 * (32 + 2)
     assert plain.cache.page_bytes == sum(array.nbytes for layer in plain.cache.layers for array in layer.paged)
 
