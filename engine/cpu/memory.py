@@ -18,7 +18,7 @@ BLOCK = 64 << 20
 
 
 class Arena:
-    """Arrays one behind another in large blocks, so that small ones lie in huge pages as well.
+    """Allocates arrays one after the other in large blocks, so that small arrays use huge pages too.
 
     numpy asks for huge pages for 4 MB or more. In pages of 4 KB, which the processor's prefetching does not leave, two
     cores of an EPYC 7003 read the matrices of small models at two thirds of the speed.
