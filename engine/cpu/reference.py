@@ -1,4 +1,4 @@
-"""The reference: what each step of a model computes, in plain numpy, float32 throughout.
+"""The reference: what each step of a model computes, in plain numpy, in float32 (products of matrices: products/).
 
 Pure functions of arrays; no files, caches or threads. Letters: T tokens, D width, H heads,
 K key/value heads, Hd and Hv widths of a key and a value head, F feed-forward width, E experts.

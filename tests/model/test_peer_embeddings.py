@@ -26,10 +26,13 @@ from tests.support.models.embedding_models import (
     ranks,
 )
 
-LIMITS = {"nomic-bert-moe": 3e-4, "modern-bert that ranks": 3e-4}
+LIMITS = {"nomic-bert-moe": 3e-4, "modern-bert": 1.5e-4, "modern-bert that ranks": 3e-4}
 LIMIT = 1e-4
 """Largest relative errors of a vector. GELU rounds to float16 (engine.model.config.Activation), so that a last bit of
-its input moves a vector of 64 numbers by 1e-5 to 1e-4; families without it agree within 3e-6."""
+its input moves a vector of 64 numbers by 1e-5 to 1e-4; families without it agree within 3e-6. One token of modern-bert
+has such a border, whose other side is 3.5e-4 to 4.5e-4 away: products changed by 6e-8 put it on either (of eight runs
+two are within 2e-4 of llama.cpp and six between 3.9e-4 and 4.6e-4), and sums in float64 put it on the other side than
+llama.cpp's in float32."""
 
 
 @pytest.fixture(scope="module")

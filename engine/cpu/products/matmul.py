@@ -38,8 +38,8 @@ Float32Array = npt.NDArray[np.float32]
 
 LANES = 16  # columns per vector of the kernels; tests/cpu/products/test_matmul.py holds it equal to kernels.emit.LANES
 
-REFERENCE_TILE = 1 << 22
-"""Floats per dequantized tile of the reference path (16 MB)."""
+REFERENCE_TILE = 1 << 21
+"""Numbers per dequantized tile of the reference path (16 MB in float64)."""
 
 SCRATCH_BYTES = 1536 << 10
 """Weights per tile of the fast path at most, of which the second-level cache holds a chunk of columns."""
@@ -105,13 +105,15 @@ def matmul(
     epilogue: Epilogue = NOTHING,
     rounded: bool = False,
 ) -> Float32Array:
-    """Computes x @ W.T, W dequantized during the product; float32 throughout, unless rounded.
+    """Computes x @ W.T, W dequantized during the product; float32 throughout, unless rounded or the reference.
 
     Args:
         x: (T, K) activations, any strides; T may be 0.
         w: a weight of shape (N, K) whose raw is uint8 (N, row bytes), possibly a slice of a larger one.
         pool: threads to use.
-        reference: plain numpy, one tile of at most 16 MB at a time, without epilogue.
+        reference: plain numpy, one tile of at most 16 MB at a time, without epilogue. Sums are taken in float64 and
+            rounded once: sums in float32 depend on T and on the processor that numpy's library finds, and a last bit
+            moves a number that is rounded afterwards (float16 of GELU, a cache of 8 bits) by a whole step.
         epilogue: what becomes of the product; the last axis of bias and residual has no gaps.
         rounded: see prepare().
 
@@ -250,10 +252,11 @@ def _prepare(w: Weight) -> PreparedWeight:
 
 def _reference(x: Float32Array, weight: PreparedWeight) -> Float32Array:
     out = np.empty((x.shape[0], weight.rows), dtype=np.float32)
+    wide = x.astype(np.float64)
     step = max(1, REFERENCE_TILE // max(1, weight.columns))
     for low in range(0, weight.rows, step):
         tile = FORMATS[weight.type].dequantize(weight.raw[low : low + step])
-        np.matmul(x, tile.T, out=out[:, low : low + step])
+        out[:, low : low + step] = wide @ tile.T.astype(np.float64)
     return out
 
 
