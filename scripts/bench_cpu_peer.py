@@ -1,12 +1,14 @@
-"""Speed on the CPU beside llama.cpp's, for the same files, on the same machine, in turns.
+"""Speed on the CPU beside llama.cpp's and ik_llama.cpp's, for the same files, on the same machine, in turns.
 
     python -m scripts.bench_cpu_peer model.gguf ... --peer-python /path/to/venv/bin/python
 
 `--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
-llama-cpp-python` builds it for the machine at hand). With `--llama-bench PATH` the peer is that program of llama.cpp or
-of ik_llama.cpp instead, which opens the model anew for each run. Otherwise each program has a process of its own that
-keeps the model open; they run by turns, never at the same time, with the same number of threads. A prompt is timed from
-its first token to the logits of its last; decoding through each program's own step, the likeliest token fed back.
+llama-cpp-python` builds it for the machine at hand). With `--llama-bench [NAME=]COMMAND`, which may be given again, the
+peers are those programs of llama.cpp or of ik_llama.cpp instead, which open the model anew for each run; for example
+`--llama-bench "ik, repacked=/path/to/llama-bench -rtr 1"`. Ratios are to the fastest peer. Otherwise each program has a
+process of its own that keeps the model open; they run by turns, never at the same time, with the same number of
+threads. A prompt is timed from its first token to the logits of its last; decoding through each program's own step, the
+likeliest token fed back.
 Decoding also shows the share of the machine's read bandwidth, measured after each run, that weights and cache were read
 with. On a machine shared with others that bandwidth varies more than anything else here. Prints markdown.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -158,19 +161,28 @@ class Program:
 
 
 class LlamaBench:
-    """The program llama-bench as the peer: opens the model, warms up and measures once for each run."""
+    """A program llama-bench as a peer: opens the model, warms up and measures once for each run."""
 
-    greeting = "llama-bench"
     disturbed = 0
 
-    def __init__(self, program: str, model: Path, threads: int) -> None:
-        self._command = [program, "-m", str(model), "-t", str(threads), "-r", "1", "-o", "json"]
+    def __init__(self, command: str, model: Path, threads: int) -> None:
+        name, equals, rest = command.partition("=")
+        self.greeting = name if equals else "llama.cpp"
+        program = shlex.split(rest if equals else command)
+        said = subprocess.run([program[0], "--help"], capture_output=True, text=True, check=False)
+        self._has_depth = "--n-depth" in said.stdout + said.stderr
+        self._command = [*program, "-m", str(model), "-t", str(threads), "-r", "1", "-o", "json"]
 
     def ask(self, *, prompt: int, generated: int, depth: int) -> list[float]:
-        """One run: tokens per second."""
+        """One run: tokens per second; 0 where the program cannot open the model."""
         time.sleep(PAUSE)
         work = ["-p", str(prompt), "-n", str(generated), *(("-d", str(depth)) if depth else ())]
-        done = subprocess.run([*self._command, *work], capture_output=True, text=True, check=True)
+        if depth and not self._has_depth:  # ik_llama.cpp's: generated tokens behind a prompt
+            work = ["-p", "0", "-n", "0", "-gp", f"{depth},{generated}"]
+        done = subprocess.run([*self._command, *work], capture_output=True, text=True, check=False)
+        if done.returncode:
+            note(f"{self.greeting} failed: {done.stderr.strip().splitlines()[-1:]}")
+            return [0.0]
         return [float(json.loads(done.stdout)[0]["avg_ts"])]
 
     def close(self) -> None:
@@ -185,28 +197,28 @@ def waited(pid: int) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """What the two programs did for one request, tokens per second of each run."""
+    """What the programs did for one request, tokens per second of each run."""
 
     what: str
     mine: list[float]
-    peer: list[float]
+    peers: dict[str, list[float]]  # by name
     bandwidth: float  # share of the machine's read bandwidth that this engine's decoding had; 0 for prompts
 
     @property
     def ratio(self) -> float:
-        """This engine's median over the peer's."""
-        return median(self.mine) / median(self.peer)
+        """This engine's median over the fastest peer's."""
+        return median(self.mine) / max(median(speeds) for speeds in self.peers.values())
 
     def row(self, name: str) -> str:
         """A row of the table."""
-        spread = ", ".join(f"{min(speeds):.1f}-{max(speeds):.1f}" for speeds in (self.mine, self.peer))
-        speeds = (f"{median(speeds):.1f}" for speeds in (self.mine, self.peer))
-        columns = (name, self.what, *speeds, f"{self.ratio:.2f}", spread)
+        every = (self.mine, *self.peers.values())
+        spread = ", ".join(f"{min(speeds):.1f}-{max(speeds):.1f}" for speeds in every)
+        columns = (name, self.what, *(f"{median(speeds):.1f}" for speeds in every), f"{self.ratio:.2f}", spread)
         return f"| {' | '.join(columns)} | {f'{self.bandwidth:.0%}' if self.bandwidth else ''} |"
 
 
 def compare(model: Path, args: argparse.Namespace) -> Iterator[Found]:
-    """Run both programs by turns on one file: all requests of the arguments, in order."""
+    """Run all programs by turns on one file: all requests of the arguments, in order."""
     requests = [(f"prompt of {length}", {"prompt": length, "generated": 0, "depth": 0}) for length in args.prompt]
     requests += [
         (f"decode at depth {depth}", {"prompt": 0, "generated": args.generate, "depth": depth}) for depth in args.depth
@@ -214,24 +226,26 @@ def compare(model: Path, args: argparse.Namespace) -> Iterator[Found]:
     longest = max(*args.prompt, args.generate + max(args.depth)) + 16
     settings = {"model": str(model), "threads": args.threads, "context": longest, "options": {}}
     ours = Program(sys.executable, "engine", settings | {"options": json.loads(args.options)})
-    peer: Program | LlamaBench
+    peers: list[Program] | list[LlamaBench]
     if args.llama_bench:
-        peer = LlamaBench(args.llama_bench, model, args.threads)
+        peers = [LlamaBench(command, model, args.threads) for command in args.llama_bench]
     else:
-        peer = Program(args.peer_python, "peer", settings)
-    note(f"{model.name}: {ours.greeting} beside {peer.greeting}")
+        peers = [Program(args.peer_python, "peer", settings)]
+    programs = (ours, *peers)
+    note(f"{model.name}: {ours.greeting} beside {', '.join(peer.greeting for peer in peers)}")
     for what, request in requests:
-        runs: tuple[list[list[float]], list[list[float]]] = ([], [])
+        runs: list[list[list[float]]] = [[] for _ in programs]
         for _ in range(args.repetitions):
-            for program, found in zip((ours, peer), runs, strict=True):
+            for program, found in zip(programs, runs, strict=True):
                 found.append(program.ask(**request))
-        mine, others = ([run[0] for run in found] for found in runs)
-        result = Found(what, mine, others, median(run[1] / run[2] for run in runs[0]))
+        mine, *others = ([run[0] for run in found] for found in runs)
+        by_name = dict(zip((peer.greeting for peer in peers), others, strict=True))
+        result = Found(what, mine, by_name, median(run[1] / run[2] for run in runs[0]))
         note(result.row(model.name))
         yield result
-    note(f"{ours.disturbed + peer.disturbed} disturbed runs thrown away")
-    ours.close()
-    peer.close()
+    note(f"{sum(program.disturbed for program in programs)} disturbed runs thrown away")
+    for program in programs:
+        program.close()
 
 
 def note(text: str) -> None:
@@ -249,17 +263,20 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     add_options(parser)
     args = parser.parse_args()
-    rows = [found.row(model.name) for model in args.models for found in compare(model, args)]
+    found = [(model.name, result) for model in args.models for result in compare(model, args)]
     print(f"{platform.machine()}, {args.threads} threads, median of {args.repetitions} alternating runs, tokens/s\n")
-    print("| file | what | gguf-engine | llama.cpp | ratio | ranges | bandwidth |\n|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    columns = ("file", "what", "gguf-engine", *found[0][1].peers, "ratio", "ranges", "bandwidth")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print("\n".join(result.row(name) for name, result in found))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What compare() reads besides the file."""
     peers = parser.add_mutually_exclusive_group(required=True)
     peers.add_argument("--peer-python", help="interpreter that has llama-cpp-python")
-    peers.add_argument("--llama-bench", help="the program llama-bench")
+    peers.add_argument(
+        "--llama-bench", action="append", help="[NAME=]COMMAND of a program llama-bench; may be repeated"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, nargs="+", default=[128, 512], help="prompt lengths")
     parser.add_argument("--generate", type=int, default=64, help="tokens decoded")

@@ -45,8 +45,8 @@ weights to BF16, or beside F16 weights to 14 bits.
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 
-SPEED = """Tokens per second on the CPU: a prompt of 128 / decoding, in brackets times llama.cpp's on the same file; the
-shape of Llama-3.2-1B with six layers, all matrices in the type, 2 threads, medians of runs by turns
+SPEED = """Tokens per second on the CPU: a prompt of 128 / decoding, in brackets times those of {peers} on the
+same file; the shape of Llama-3.2-1B with six layers, all matrices in the type, 2 threads, medians of runs by turns
 (`scripts/support_speed.py`; {machine}, {date}).
 """
 
@@ -96,7 +96,11 @@ def _text(results: dict[str, Any]) -> str:
 
 def _speed_method(results: dict[str, Any]) -> str:
     measured = results.get("measured", {}).get("speed")
-    return SPEED.format(**measured) if measured else "Speed: not measured.\n"
+    if not measured:
+        return "Speed: not measured.\n"
+    cells = [row["speed"] for row in results["types"].values() if "speed" in row]
+    peers = list(dict.fromkeys(name for cell in cells for name in cell["peers"]))
+    return SPEED.format(peers=peers[0] if len(peers) == 1 else f"the fastest of {', '.join(peers)}", **measured)
 
 
 def _types(results: dict[str, Any]) -> Iterator[str]:
@@ -184,12 +188,12 @@ def _errors(cell: dict[str, Any] | None) -> tuple[str, str]:
     return f"{cell['at_once']:.1e}", f"{cell['single']:.1e}"
 
 
-def _speed(cell: dict[str, list[float]] | None) -> str:
+def _speed(cell: dict[str, Any] | None) -> str:
     if not cell:
         return "-"
     pairs = [cell["prompt of 128"], cell["decode at depth 0"]]
-    mine = " / ".join(f"{own:.0f}" if own >= 100 else f"{own:.1f}" for own, _ in pairs)
-    return f"{mine} ({' / '.join(f'{own / peer:.2f}' for own, peer in pairs)})"
+    mine = " / ".join(f"{own:.0f}" if own >= 100 else f"{own:.1f}" for own, *_ in pairs)
+    return f"{mine} ({' / '.join(f'{own / max(peers):.2f}' for own, *peers in pairs)})"
 
 
 def _perplexity(cell: dict[str, Any] | None) -> str:

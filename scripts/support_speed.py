@@ -1,6 +1,6 @@
-"""Measure the speed column of docs/support.md: prompts and decoding of every tensor type on the CPU, beside llama.cpp.
+"""Measure the speed column of docs/support.md: prompts and decoding of every tensor type on the CPU, beside its peers.
 
-    python -m scripts.support_speed --peer-python /path/to/python/with/llama-cpp-python
+    python -m scripts.support_speed --llama-bench /path/to/llama-bench --llama-bench "ik_llama.cpp=/another/llama-bench"
 
 Each type is measured on a synthetic file of the Llama-3.2-1B shape with six layers, all matrices in that type, also the
 embedding, which is the output matrix too. The method is that of bench_cpu_peer.py, whose options for the peer, the
@@ -44,13 +44,14 @@ def write_file(folder: Path, kind: GGMLType) -> Path:
 
 
 def measure(kind: GGMLType, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Median tokens per second of both programs for each length, as lists in the order of the options."""
+    """Median tokens per second for each length, this engine's and then its peers', and the names of those."""
     path = write_file(folder, kind)
     try:
         found = list(compare(path, options))
     finally:
         path.unlink()
-    return {result.what: [median(result.mine), median(result.peer)] for result in found}
+    speeds = {result.what: [median(runs) for runs in (result.mine, *result.peers.values())] for result in found}
+    return {"peers": list(found[0].peers), **speeds}
 
 
 def main() -> int:

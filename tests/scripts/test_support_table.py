@@ -88,8 +88,8 @@ def test_what_the_gpu_has_learned_is_measured_where_figures_are_missing(tmp_path
     }  # fmt: skip
 
 
-def test_a_speed_is_shown_beside_the_peer_s():
-    cell = {"prompt of 128": [250.04, 125.0], "decode at depth 0": [33.333, 30.0]}
+def test_a_speed_is_shown_beside_the_fastest_peer_s():
+    cell = {"peers": ["one", "two"], "prompt of 128": [250.04, 125.0, 0.0], "decode at depth 0": [33.333, 25.0, 30.0]}
     results = {
         "types": {"Q4_K": {"speed": cell}},
         "measured": {"speed": {"machine": "two cores", "date": "2026-01-02"}},
@@ -97,6 +97,7 @@ def test_a_speed_is_shown_beside_the_peer_s():
     text = render(results)
     assert rows(text)["Q4_K"][-1] == "250 / 33.3 (2.00 / 1.11)"
     assert "two cores, 2026-01-02" in text
+    assert "times those of the fastest of one, two on" in text
 
 
 def test_what_is_said_to_be_refused_is():
