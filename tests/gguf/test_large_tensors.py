@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.products.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
 from engine.cpu.products.matmul import NOTHING, dot_operands, matmul, prepare
 from engine.cpu.steps.operands import embed_rows
@@ -72,14 +71,15 @@ def test_last_rows_in_integers(tmp_path, name):
     ggml_type, path = GGMLType[name], tmp_path / "large.gguf"
     sparse_file(path, ggml_type, (ROWS, COLUMNS))
     x = np.random.default_rng(0).standard_normal((2, COLUMNS), dtype=np.float32)
-    quantized = empty_activations(*x.shape, Form.BYTES)
-    operands = np.array(quantize_operands(x, quantized, Form.BYTES), np.int64)
-    kernel("quantize")(operands.ctypes.data, 0, quantized.shape[0] * quantized.shape[1], 0)
     with open_gguf(path) as gguf, ThreadPool(1) as pool:
         table, weights = Weight("w", ggml_type, (ROWS, COLUMNS), gguf.raw("w")), IntegerWeights(pool, 8)
 
         def product(weight, n_tokens, last_items):
             kind, prepared = dot_kind(n_tokens), prepare(weight)
+            form = weights.form(prepared, n_tokens)
+            quantized = empty_activations(*x.shape, form)
+            operands = np.array(quantize_operands(x, quantized, form), np.int64)
+            kernel("quantize")(operands.ctypes.data, 0, quantized.shape[0] * quantized.shape[1], 0)
             out = np.zeros((n_tokens, prepared.rows), np.float32)
             operands = np.array(weights.operands(quantized[:n_tokens], prepared, out), np.int64)
             count = n_items(kind, prepared)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba import njit, types
 
-from engine.cpu.kernels import build, isa
+from engine.cpu.kernels import build
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.kernels.integer.panels import PANELS
@@ -69,12 +69,7 @@ def halves(rng, rows, columns, kind):
 
 def form_of(bits, instructions, kind, name):
     """The form of activations that a kernel reads."""
-    if PANELS[name].wide:
-        return Form.SHORT
-    if bits == 8:
-        return Form.BYTES
-    arithmetic = isa.ISAS[instructions].for_16_bits(tiles=kind == "tile_panels")
-    return Form.PAIRS if arithmetic.columns == 2 else Form.SPLIT
+    return integer.form_of(GGMLType[name], bits, kind, instructions)
 
 
 def quantized(x, form=Form.BYTES):
@@ -89,6 +84,8 @@ def integers(blocks, form):
     """The numbers q (T, K / 32, 32) of blocks of activations."""
     if form is Form.BYTES:
         return blocks[:, :, :32].view(np.int8).astype(np.int64)
+    if form is Form.BIASED:
+        return blocks[:, :, :32].astype(np.int64) - 128
     if form is Form.SPLIT:
         halves = blocks[:, :, :64].view(np.int8).astype(np.int64)
         return 256 * halves[:, :, :32] + halves[:, :, 32:]
@@ -100,7 +97,7 @@ def integers(blocks, form):
 
 def floats(blocks, form, first, count=1, kind=np.float32):
     """Numbers of four bytes behind the q of blocks, as float64 (T, K / 32, count)."""
-    start = (32 if form is Form.BYTES else 64) + 4 * first
+    start = (32 if form.bits == 8 else 64) + 4 * first
     return blocks[:, :, start : start + 4 * count].copy().view(kind).astype(np.float64)
 
 

@@ -92,6 +92,17 @@ def dot_kind(n_tokens: int) -> str:
     return "dot_panels" if n_tokens == 1 else "tile_panels"
 
 
+def form_of(type: GGMLType, bits: int, kind: str, instruction_set: str) -> Form:
+    """The form of activations of 8 or 16 bits that the kernel `kind` of an instruction set multiplies with a type."""
+    panel, tiles = PANELS[type.name], kind == "tile_panels"
+    if panel.wide:
+        return Form.SHORT
+    if bits == 8:
+        biased = tiles and isa.ISAS[instruction_set].for_tiles(panel.largest, halves=panel.has_halves).biased
+        return Form.BIASED if biased else Form.BYTES
+    return Form.PAIRS if isa.ISAS[instruction_set].for_16_bits(tiles=tiles).columns == 2 else Form.SPLIT
+
+
 def type_name(type: GGMLType, bits: int, *, repack: bool) -> str:
     """The type of the kernels that multiply weights of a type with activations of 8 or 16 bits."""
     parts = (GGMLType(type).name, instructions(), *(() if bits == 8 else ("16",)), *(() if repack else ("rows",)))
@@ -154,12 +165,7 @@ class IntegerWeights:
 
     def form(self, weight: PreparedWeight, n_tokens: int) -> Form:
         """The form in which this many rows of activations are multiplied with a weight."""
-        if PANELS[weight.type.name].wide:
-            return Form.SHORT
-        if self._bits == 8:
-            return Form.BYTES
-        arithmetic = isa.ISAS[instructions()].for_16_bits(tiles=dot_kind(n_tokens) == "tile_panels")
-        return Form.PAIRS if arithmetic.columns == 2 else Form.SPLIT
+        return form_of(weight.type, self._bits, dot_kind(n_tokens), instructions())
 
     def kernel_type(self, weight: PreparedWeight) -> str:
         """The type of the kernel that multiplies it."""

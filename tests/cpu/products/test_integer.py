@@ -18,7 +18,7 @@ from numba.core import cgutils
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels import build, isa, processor
 from engine.cpu.kernels.emit import I8, I16, I32, I64, vector
-from engine.cpu.kernels.integer.activations import LINES, Form
+from engine.cpu.kernels.integer.activations import LINES, SHIFT, Form
 from engine.cpu.kernels.integer.panels import PANELS
 from engine.cpu.memory import array_address
 from engine.cpu.products import integer
@@ -78,18 +78,20 @@ def test_quantized_activations(form):
     assert (error <= np.maximum(largest / (2 * top) * 1.0001 + largest * 1e-7, 2e-30)).all()
     q = integers(out, form)
     parts = (q, q[:, :, :16], q[:, :, 16:])
-    scale = out[:, :, 32 if form is Form.BYTES else 64 :][:, :, :4].copy().view(np.float32)[:, :, 0]
+    scale = out[:, :, 32 if form.bits == 8 else 64 :][:, :, :4].copy().view(np.float32)[:, :, 0]
     sums = floats(out, form, 1, 3)
     for place, part in enumerate(parts):
         np.testing.assert_array_equal(sums[:, :, place], part.sum(-1).astype(np.float32) * scale)
         counts = floats(out, form, 4 + place, 1, np.int32)[:, :, 0]
-        if form is Form.BYTES:  # columns 0, 1, 4, 5, ..., and the others
+        if form.bits == 8:  # columns 0, 1, 4, 5, ..., and the others
             halves = out[:, :, 48 + 4 * place :][:, :, :4].copy().view(np.int16).astype(np.int64)
             pairs = part.reshape(*part.shape[:2], -1, 2, 2).sum((2, 4))
             np.testing.assert_array_equal(halves, pairs)
             counts = halves.sum(-1)
         np.testing.assert_array_equal(counts, part.sum(-1))
     assert np.abs(q).max() == top
+    if form.bits == 8:  # exact, so that a shifted sum times the scale is rounded once
+        np.testing.assert_array_equal(floats(out, form, 7)[:, :, 0], -SHIFT * scale.astype(np.float64))
     if form is Form.SPLIT:
         np.testing.assert_array_equal(q, integers(quantized(x, Form.PAIRS)[0], Form.PAIRS))
 
@@ -147,11 +149,12 @@ def test_instruction_sets_agree(name, instructions, bits, pool):
 def test_scale_bias_and_residual(pool):
     rng = np.random.default_rng(2)
     w, truth = packed("Q4_K", 21, 256)
-    x, values = quantized(rng.standard_normal((6, 256)).astype(np.float32))
+    x = rng.standard_normal((6, 256)).astype(np.float32)
     bias, residual = rng.standard_normal(21).astype(np.float32), rng.standard_normal((6, 21)).astype(np.float32)
     weights = IntegerWeights(pool, 8)
     for kind in ("dot_panels", "tile_panels"):
-        got = product(weights, w, x, kind, HOST[0], scale=0.25, bias=bias, residual=residual)
+        blocks, values = quantized(x, form_of(8, HOST[0], kind, "Q4_K"))
+        got = product(weights, w, blocks, kind, HOST[0], scale=0.25, bias=bias, residual=residual)
         np.testing.assert_allclose(got, 0.25 * (values @ truth.T) + bias + residual, rtol=1e-4, atol=1e-4)
 
 
@@ -162,7 +165,7 @@ def test_experts_have_copies_of_their_own(pool):
     stack = Weight("stack", GGMLType.Q4_0, (3, 12, 64), raw)
     plain, repacked = IntegerWeights(pool, 8), IntegerWeights(pool, 8)
     repacked.repack(stack)
-    x, _ = quantized(rng.standard_normal((3, 64)).astype(np.float32))
+    x, _ = quantized(rng.standard_normal((3, 64)).astype(np.float32), form_of(8, HOST[0], "tile_panels", "Q4_0"))
     for expert in range(3):
         w = stack.expert(expert)
         assert repacked.kernel_type(prepare(w)) != plain.kernel_type(prepare(w))

@@ -1,10 +1,11 @@
 """Activations in integers: how rows of float32 are quantized, and what a block of 32 columns of them looks like.
 
 First come the numbers q, then as float32 their scale d, d · sum(q), and d · sum of the first and of the last 16 q, then
-as int32 these three sums; of 8 bits each in two halves of 16 bits, the lower one for columns 0, 1, 4, 5, 8, ... Of 8
-bits, q are 32 signed bytes. Of 16 bits they are split into 32 signed bytes h and 32 signed bytes l, q = 256 h + l, or
-they are pairs of neighbours in the order in which even and odd bytes of a word of weights come: columns 0 and 2, 1 and
-3, 4 and 6, and so on. Of 14 bits they are pairs in the order of columns.
+as int32 these three sums. Of 8 bits, q are 32 signed bytes, or unsigned ones, q + 128; the last sums are in two halves
+of 16 bits, the lower one for columns 0, 1, 4, 5, 8, ..., and behind them is -SHIFT · d as float32. Of 16 bits q are
+split into 32 signed bytes h and 32 signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in which
+even and odd bytes of a word of weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on. Of 14 bits they are pairs in
+the order of columns.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
@@ -21,7 +22,7 @@ from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
 from engine.cpu.kernels.integer.panels import FLOATS, GROUP, HIGHEST_14, HIGHEST_16
-from engine.cpu.kernels.isa import ACTIVATION_MAX, ROWS, V32
+from engine.cpu.kernels.isa import ACTIVATION_MAX, BIAS, ROWS, V32
 from engine.cpu.kernels.stepping import STEP, emitter, integers
 
 
@@ -32,11 +33,12 @@ class Form(IntEnum):
     SPLIT = 1
     PAIRS = 2
     SHORT = 3
+    BIASED = 4
 
     @property
     def bits(self) -> int:
         """Of an activation."""
-        return (8, 16, 16, 14)[self]
+        return (8, 16, 16, 14, 8)[self]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Line:
         sums: where d times the sums of all q, the first 16 and the last 16 are.
         counts: where these sums as integers are.
         halves: whether these are two numbers of 16 bits each.
+        shifted: where -SHIFT times d is; d then has two bits less than a float32, so that this is exact.
     """
 
     n_bytes: int
@@ -58,14 +61,18 @@ class Line:
     sums: tuple[int, int, int]
     counts: tuple[int, int, int]
     halves: bool = False
+    shifted: int = 0
 
     def places(self, of: tuple[int, int, int], count: int) -> tuple[int, ...]:
         """Where the sums `of` all columns are (count 1) or those of the halves (2)."""
         return of[:1] if count == 1 else of[1:]
 
 
+SHIFT = 12582912.0
+"""1.5 * 2 ** 23: a float32 near it has the integer that it is more than this in its low bits."""
+
 LINES = {
-    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), (48, 52, 56), halves=True),
+    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), (48, 52, 56), halves=True, shifted=60),
     14: Line(96, HIGHEST_14, 64, (68, 72, 76), (80, 84, 88)),
     16: Line(96, HIGHEST_16, 64, (68, 72, 76), (80, 84, 88)),
 }
@@ -103,8 +110,12 @@ def quantize(typing_context, name, operands, low, high, scratch):
 
 
 def _line_bytes(builder: Any, form: Value) -> Value:
-    narrow = builder.icmp_signed("==", form, I64(Form.BYTES))
-    return builder.select(narrow, I64(LINES[8].n_bytes), I64(LINES[16].n_bytes))
+    return builder.select(_is_narrow(builder, form), I64(LINES[8].n_bytes), I64(LINES[16].n_bytes))
+
+
+def _is_narrow(builder: Any, form: Value) -> Value:
+    of_bytes = (builder.icmp_signed("==", form, I64(narrow)) for narrow in (Form.BYTES, Form.BIASED))
+    return builder.or_(*of_bytes)
 
 
 def quantize_block(e: Emitter, source: Value, target: Value, form: Value) -> None:
@@ -117,9 +128,10 @@ def quantize_block(e: Emitter, source: Value, target: Value, form: Value) -> Non
         half = largest.type.count // 2
         largest = e.greater(e.part(largest, 0, half), e.part(largest, half, half))
     top = b.extract_element(largest, I32(0))
-    with b.if_else(b.icmp_signed("==", form, I64(Form.BYTES))) as (narrow, wide):
+    with b.if_else(_is_narrow(b, form)) as (narrow, wide):
         with narrow:
-            _write_line(e, parts, top, LINES[8], e.const(top, float(LINES[8].largest)), target)
+            bias = b.select(b.icmp_signed("==", form, I64(Form.BIASED)), I8(BIAS), I8(0))
+            _write_line(e, parts, top, LINES[8], e.const(top, float(LINES[8].largest)), target, bias)
         with wide:
             short = b.icmp_signed("==", form, I64(Form.SHORT))
             most = b.select(short, *(e.const(top, float(LINES[bits].largest)) for bits in (14, 16)))
@@ -138,25 +150,29 @@ def quantize_block(e: Emitter, source: Value, target: Value, form: Value) -> Non
                         e.store(numbers, target, 2 * ROWS * i, align=1)
 
 
-def _write_line(e: Emitter, parts: list[Value], top: Value, line: Line, most: Value, target: Value) -> list[Value]:
+def _write_line(
+    e: Emitter, parts: list[Value], top: Value, line: Line, most: Value, target: Value, bias: Value | None = None
+) -> list[Value]:
     """Writes scale and sums, and bytes q; gives q (8 × i32 each) of the parts.
 
-    top: their largest magnitude; most: that of q.
+    top: their largest magnitude; most: that of q; bias: added to bytes.
     """
     b = e.builder
     scale = b.fdiv(top, most)
+    if line.shifted:
+        scale = b.bitcast(e.mask(b.bitcast(scale, I32), 0xFFFFFFFC), F32)
+        e.store(e.multiply(scale, e.const(scale, -SHIFT)), target, line.shifted)
     some = b.fcmp_ordered(">", top, e.const(top, 1e-30))  # its inverse must be finite
     inverse = b.select(some, b.fdiv(most, top), e.const(top, 0.0))
     factor = e.splat(inverse, ROWS)
-    # Adding 1.5 * 2**23 rounds to the nearest integer and leaves it in the low bits, whatever x is.
-    rounder = e.const(factor, 12582912.0)
+    # Adding SHIFT rounds to the nearest integer and leaves it in the low bits, whatever x is.
+    rounder = e.const(factor, SHIFT)
     integers = []
     for i, part in enumerate(parts):
         bits = b.bitcast(b.fadd(e.multiply(part, factor), rounder), V32)
-        narrow = line.largest == ACTIVATION_MAX
-        short = b.trunc(bits, vector(I8 if narrow else I16, ROWS))
-        if narrow:
-            e.store(short, target, ROWS * i, align=1)
+        short = b.trunc(bits, vector(I16 if bias is None else I8, ROWS))
+        if bias is not None:
+            e.store(b.add(short, e.splat(bias, ROWS)), target, ROWS * i, align=1)
         integers.append(b.sext(short, V32))
     first, last = (_sums_of_pairs(e, b.add(integers[i], integers[i + 1])) for i in (0, 2))
     e.store(scale, target, line.scale)

@@ -54,8 +54,7 @@ class Kind:
         if self.bits > 8:
             isa = self.isa.for_16_bits(tiles=tiles or self.panel.wide)
             return isa if tiles else isa.of_one_panel()
-        halves = max(self.panel.n_scales, self.panel.n_mins) > 1
-        return self.isa.for_tiles(self.panel.largest, halves=halves) if tiles else self.isa
+        return self.isa.for_tiles(self.panel.largest, halves=self.panel.has_halves) if tiles else self.isa
 
     @property
     def n_sums(self) -> int:

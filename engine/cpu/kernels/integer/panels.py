@@ -181,6 +181,11 @@ class Panel:
             return self.zero
         return 128 if self.largest > ACTIVATION_MAX and not isa.takes_signed else self.zero
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether the first and the last columns of a group have float scales or minima of their own."""
+        return max(self.n_scales, self.n_mins) > 1
+
     def n_sums(self, highest: int) -> int:
         """Sums of products, factors included, that a group needs to fit into 32 bits.
 

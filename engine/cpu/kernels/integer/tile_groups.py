@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
-from engine.cpu.kernels.integer.activations import scaled
+from engine.cpu.kernels.integer.activations import SHIFT, scaled
 from engine.cpu.kernels.integer.groups import (
     Kind,
     add_group,
@@ -21,7 +21,7 @@ from engine.cpu.kernels.integer.groups import (
     zeros,
 )
 from engine.cpu.kernels.integer.matrices import TOKENS, Matrices
-from engine.cpu.kernels.integer.panels import GROUP, STEPS, Group
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, STEPS, Group
 from engine.cpu.kernels.integer.tile_steps import step_sums
 from engine.cpu.kernels.isa import BYTES, ROWS, V8, V16, V32, Avx2
 
@@ -31,13 +31,26 @@ GROUPS_CHUNK = 8
 TOKENS_TILE = 4
 """Tokens of a register tile."""
 
+VECTORS_TILE = 2
+"""Vectors of rows in a register tile: 2 x 4 sums fill 8 of AVX2's 16 registers."""
+
+VECTORS_TILE_32 = 4
+"""The same with 32 registers: on a core of Zen 4 94 instead of 88 GMAC/s (vectors of 32 bytes, Q4_0, 16 bits), of
+Emerald Rapids 259 instead of 226 (64 bytes, Q4_0), but 184 instead of 196 where bytes have sums of two parts (Q6_K)."""
+
 
 class Tile:
     """Unpacked groups in memory: vectors of weights, factors, scales and minima, 32 bytes for each panel side by side.
 
+    Where activations are biased, what sums begin with is behind them, and -SHIFT times the factors.
+
     Attributes:
+        shifted: sums begin with the bits of SHIFT in addition, so that they are SHIFT more when they are read as
+            floats. To multiply such a number and to take SHIFT times the factor away is one instruction, and exact.
         side: panels that share vectors. Their groups are interleaved, so that a vector is one load.
         ordered: steps are in an order of their own (tile_steps.py), and float sums in memory, as registers are few.
+        vectors: of a register tile, where there are 32 registers.
+        items: unpacked together.
     """
 
     def __init__(self, e: Emitter, kind: Kind) -> None:
@@ -59,14 +72,23 @@ class Tile:
         self.vector_bytes, self.lanes = BYTES * self.side, ROWS * self.side
         self.floats = vector(F32, self.lanes)
         self.n_tokens = TOKENS if matrices else TOKENS_TILE
+        self.biased = self.isa.biased
+        self.n_starts = self.n_parts if self.biased else 0
         # Integers below 2 ** 24 are floats, too: the same sums, and a multiplication of floats is faster.
-        self.float_factors = matrices and self.n_factors > 0 and self.panel.largest_sum(kind.line.largest) < 1 << 24
-        # Sums of products and of minima at once, where there are registers for both.
-        self.one_pass = self.side > 1 and not matrices
+        exact = self.panel.largest_sum(kind.line.largest) < 1 << 24
+        self.float_factors = (matrices or self.biased) and self.n_factors > 0 and exact
+        self.shifted = self.biased and (self.float_factors or not self.n_factors)
+        self.n_shifts = self.n_factors if self.shifted else 0
+        large = not self.ordered and (self.side == 1 or self.n_parts == 1 or self.pairs)
+        self.vectors = 1 if matrices else VECTORS_TILE_32 if large else VECTORS_TILE
+        # Items unpacked together: what a register tile takes; more for AMX, so that tokens are copied less often.
+        self.items = 2 if matrices or (large and self.side > 1) else 1
         # Lines of activations of a tile of tokens are copied: widened, or to be side by side.
         self.copies = self.widens or matrices
         self.copied_bytes = kind.line.n_bytes * GROUPS_CHUNK
-        self.group_bytes = self.vector_bytes * (self.n_steps + self.n_factors + self.n_scales + self.n_mins)
+        counts = self.n_steps, self.n_factors, self.n_scales, self.n_mins, self.n_starts, self.n_shifts
+        self._places = [sum(counts[:number]) for number in range(len(counts))]
+        self.group_bytes = self.vector_bytes * sum(counts)
         self.matrices = Matrices(e, self.n_parts, self.copied_bytes) if matrices else None
 
     def write(self, address: Value, group: Group) -> None:
@@ -87,10 +109,32 @@ class Tile:
         if self.float_factors:
             factors = [as_floats(e, factor) for factor in factors]
         factors = [self.isa.factor(e, factor) for factor in factors]
-        vectors = (*steps, *factors, *group.scales, *group.mins)
+        shifts = [e.multiply(factor, e.const(factor, -SHIFT)) for factor in factors[: self.n_shifts]]
+        vectors = (*steps, *factors, *group.scales, *group.mins, *self._starts(steps), *shifts)
         assert self.vector_bytes * len(vectors) == self.group_bytes
         for index, part in enumerate(vectors):
             e.store(part, address, self.vector_bytes * index, align=BYTES)
+
+    def _starts(self, steps: list[Value]) -> list[Value]:
+        """What the sums of each part begin with."""
+        e, size = self._e, len(steps) // self.n_parts
+        starts = []
+        for part in range(self.n_starts):
+            total = zeros(V32)
+            for step in steps[part * size : (part + 1) * size]:
+                total = self.isa.bias(e, total, step)
+            begin = e.builder.bitcast(e.const(zeros(FLOATS), SHIFT), V32) if self.shifted else zeros(V32)
+            starts.append(e.builder.sub(begin, total))
+        return starts
+
+    def starts(self, address: Value, part: int) -> Value:
+        """What the sums of a part of the group at an address begin with."""
+        place = self.vector_bytes * (self._places[4] + part)
+        return self._e.load(address, self.isa.accumulator, place, self.vector_bytes)
+
+    def shifts(self, address: Value) -> list[Value]:
+        """-SHIFT times the factors of the group at an address."""
+        return self._floats(address, self._places[5], self.n_shifts)
 
     def copy(self, line: Value, target: Value) -> None:
         """Writes a line of activations of 8 bits; or these as 16 bits, in the order of the weights."""
@@ -126,16 +170,16 @@ class Tile:
             return [None] * len(starts)
         kind = self.isa.factor(self._e, zeros(vector(I32, self.lanes))).type
         kind = self.floats if self.float_factors else kind
-        place = self.vector_bytes * (self.n_steps + part * self.n_factors // self.n_parts)
+        place = self.vector_bytes * (self._places[1] + part * self.n_factors // self.n_parts)
         return [self._e.load(start, kind, place, self.vector_bytes) for start in starts]
 
     def scales(self, address: Value) -> list[Value]:
         """Scales of the group at an address."""
-        return self._floats(address, self.n_steps + self.n_factors, self.n_scales)
+        return self._floats(address, self._places[2], self.n_scales)
 
     def mins(self, address: Value) -> tuple[Value, ...]:
         """Its minima."""
-        return tuple(self._floats(address, self.n_steps + self.n_factors + self.n_scales, self.n_mins))
+        return tuple(self._floats(address, self._places[3], self.n_mins))
 
     def _floats(self, address: Value, first: int, count: int) -> list[Value]:
         size = self.vector_bytes
@@ -194,30 +238,27 @@ def multiply(
     n_groups = tile.panel.n_groups
     by_blocks = tile.kind.block_scale and n_groups > 1
     adds = (_multiply_group, _minima_of_group)[: 2 if tile.n_mins else 1]
-    # In one pass where there are registers for it.
-    for passed in (adds,) if tile.one_pass else ((add,) for add in adds):
-        kept, copied = {}, {}
-        for add in passed:
-            of_cells = {
-                pair: e.pointer(e.at(cells, tile.vector_bytes * (len(adds) * number + adds.index(add))), tile.floats)
-                for number, pair in enumerate(pairs)
-            }
-            kept[add] = of_cells
-            if add is _minima_of_group or not tile.ordered:
-                copied[add] = of_cells
-                kept[add] = {pair: cgutils.alloca_once_value(b, b.load(at)) for pair, at in of_cells.items()}
+    # One after the other: there are no registers for both.
+    for add in adds:
+        of_cells = {
+            pair: e.pointer(e.at(cells, tile.vector_bytes * (len(adds) * number + adds.index(add))), tile.floats)
+            for number, pair in enumerate(pairs)
+        }
+        in_memory = tile.ordered and add is _multiply_group
+        kept = of_cells
+        if not in_memory:
+            kept = {pair: cgutils.alloca_once_value(b, b.load(at)) for pair, at in of_cells.items()}
 
-        def add_one(index: Value, sums_of: dict[Any, dict[tuple[int, int], Value]]) -> None:
+        def add_one(index: Value, sums: dict[tuple[int, int], Value], add: Any = add) -> None:
             """Adds group `index`."""
             starts = [b.add(start, scaled(b, index, tile.group_bytes)) for start in tiles]
             offset = scaled(b, index, tile.kind.line.n_bytes)
             groups, numbers = ([b.add(line, offset) for line in part] for part in (lines, inputs))
-            for add, sums in sums_of.items():
-                add(e, tile, starts, (groups, numbers), sums, counts)
+            add(e, tile, starts, (groups, numbers), sums, counts)
 
-        if by_blocks and _multiply_group in passed:
+        if by_blocks and add is _multiply_group:
             of_block = {pair: cgutils.alloca_once(b, tile.floats) for pair in pairs}
-            if tile.ordered:
+            if in_memory:
                 room = e.room(tile.vector_bytes * len(pairs))
                 of_block = {
                     pair: e.pointer(e.at(room, tile.vector_bytes * number), tile.floats)
@@ -228,16 +269,16 @@ def multiply(
                     b.store(zeros(tile.floats), at)
                 first = scaled(b, blocks.index, n_groups)
                 with counts.loop(n_groups) as groups:
-                    add_one(b.add(first, groups.index), kept | {_multiply_group: of_block})
+                    add_one(b.add(first, groups.index), of_block)
                 scales = [tile.scales(b.add(start, scaled(b, first, tile.group_bytes)))[0] for start in tiles]
-                for (p, t), at in kept[_multiply_group].items():
+                for (p, t), at in kept.items():
                     b.store(e.multiply_add(b.load(of_block[p, t]), scales[p], b.load(at)), at)
         else:
             with cgutils.for_range(b, scaled(b, n_blocks, n_groups)) as groups:
                 add_one(groups.index, kept)
-        for add, of_cells in copied.items():
+        if not in_memory:
             for pair, at in of_cells.items():
-                b.store(b.load(kept[add][pair]), at)
+                b.store(b.load(kept[pair]), at)
 
 
 def _multiply_group(
@@ -252,28 +293,48 @@ def _multiply_group(
     scales = [tile.scales(start) for start in starts]
     if tile.matrices is None:
         totals = _sums_of_group(e, tile, starts, tokens, kept, counts)
+        by = [tile.factors(starts, part) for part in range(tile.n_parts)] if tile.float_factors else []
+        less = [tile.shifts(start) for start in starts]
         for (p, t), at in kept.items():
-            _add_products(e, tile, totals[p, t], scales[p], tokens[0][t], at)
+            sums = totals[p, t]
+            if tile.float_factors:
+                sums = _with_factors(e, tile, sums, [factors[p] for factors in by], less[p])
+            _add_products(e, tile, sums, scales[p], tokens[0][t], at)
         return
     tile.matrices.multiply(starts[0], tokens[1][0])
     factors = [tile.factors(starts, part)[0] for part in range(tile.n_parts)]
     for (_, t), at in kept.items():
         hold(e)
         sums = [tile.matrices.sums(part, t) for part in range(tile.n_parts)]
-        _add_products(e, tile, _with_factors(e, tile, sums, factors), scales[0], tokens[0][t], at)
+        _add_products(e, tile, _with_factors(e, tile, sums, factors, []), scales[0], tokens[0][t], at)
 
 
 def _add_products(e: Emitter, tile: Tile, sums: list[Value], scales: list[Value], line: Value, at: Value) -> None:
     """Adds the sums of a group, factors included, to the float sum kept at `at`."""
     empty = tile.kind.block_scale and tile.panel.n_groups == 1
     factor, total = float_at(e, line, tile.kind.line.scale, tile.lanes), e.builder.load(at)
+    if tile.shifted and not tile.n_factors:
+        shifted = [e.builder.bitcast(part, tile.floats) for part in sums]
+        if empty and len(shifted) == 1:
+            less = float_at(e, line, tile.kind.line.shifted, tile.lanes)
+            added = e.multiply_add(shifted[0], factor, less)
+            e.builder.store(e.multiply_add(added, scales[0], total), at)
+            return
+        sums = [e.builder.fsub(part, e.const(part, SHIFT)) for part in shifted]
     added = add_group(e, tile.kind, sums, scales, factor, None if empty else total)
     e.builder.store(e.multiply_add(added, scales[0], total) if empty else added, at)
 
 
-def _with_factors(e: Emitter, tile: Tile, sums: list[Value], factors: list[Value | None]) -> list[Value]:
+def _with_factors(
+    e: Emitter, tile: Tile, sums: list[Value], factors: list[Value | None], shifts: list[Value]
+) -> list[Value]:
     """Sums of the parts of a group times their factors, as integers or as the floats that equal them."""
     together = tile.kind.n_sums < tile.n_parts
+    if tile.shifted:
+        floats = [e.builder.bitcast(part, tile.floats) for part in sums]
+        by = [shifts[part * tile.n_shifts // tile.n_parts] for part in range(tile.n_parts)]
+        products = [e.multiply_add(part, factor, less) for part, factor, less in zip(floats, factors, by, strict=True)]
+        return [e.builder.fadd(*products)] if together else products
     if not tile.float_factors:
         sums = [part if by is None else e.builder.mul(part, by) for part, by in zip(sums, factors, strict=True)]
         return [e.builder.add(*sums)] if together else sums
@@ -351,15 +412,19 @@ def _sums_of_group(
         """Sums of the steps that share a factor, and what it makes of them."""
         numbers = [tile.count(place, part) if tile.offset else None for place in places]
         factors, steps = tile.factors(starts, part), tile.n_steps // tile.n_parts
+        if tile.float_factors:
+            factors = [None] * len(starts)
         whole = span == steps
         begun = [arithmetic.begin(number, tile.offset, halves=tile.kind.line.halves, whole=whole) for number in numbers]
+        given = [tile.starts(start, part) for start in starts] if tile.biased else None
         taken = {(p, t): arithmetic.taken(numbers[t], tile.offset, factors[p], whole=whole) for p, t in kept}
         if tile.ordered:
             return ordered(range(part * steps, (part + 1) * steps), factors, begun if tile.offset else [], taken)
         if whole:
             for plane in range(tile.planes):
-                for (_, t), at in sums.items():
-                    b.store(e.shift_left(b.load(at), 8) if plane else begun[t], at)
+                for (p, t), at in sums.items():
+                    begin = begun[t] if given is None else given[p]
+                    b.store(e.shift_left(b.load(at), 8) if plane else begin, at)
                 add_steps(I64(part * steps), plane)
             lanes = {pair: b.load(at) for pair, at in sums.items()}
             if tile.isa.pairs_tokens:
@@ -388,7 +453,7 @@ def _sums_of_group(
 
     parts = [add_part(part) for part in range(tile.n_parts)]
     totals = {pair: [part[pair] for part in parts] for pair in kept}
-    if tile.kind.n_sums < tile.n_parts:
+    if tile.kind.n_sums < tile.n_parts and not tile.float_factors:
         totals = {pair: [b.add(*both)] for pair, both in totals.items()}
     return totals
 

@@ -18,21 +18,12 @@ from engine.cpu.kernels.integer.activations import scaled
 from engine.cpu.kernels.integer.groups import Kind, smaller
 from engine.cpu.kernels.integer.panels import FLOATS, Block
 from engine.cpu.kernels.integer.rows import Operands, Source, panel_range, store_sums
-from engine.cpu.kernels.integer.tile_groups import GROUPS_CHUNK, Counts, Tile, multiply
+from engine.cpu.kernels.integer.tile_groups import GROUPS_CHUNK, VECTORS_TILE, Counts, Tile, multiply
 from engine.cpu.kernels.isa import BYTES, ROWS
 from engine.cpu.kernels.stepping import STEP, emitter, has_32_registers, integers
 
-PANELS_TILE = 2
-"""Register tile: 2 x 4 sums fill 8 of AVX2's 16 registers."""
-
-PANELS_TILE_32 = 4
-"""The same with 32 registers: on a core of Zen 4 94 instead of 88 GMAC/s (Q4_0, 16 bits), 143 for 136 (Q4_K, 8)."""
-
 PANELS_BLOCK = 4
 """Panels of an item, unpacked together: quants of 256 columns take 8 KB."""
-
-ITEMS_MATRICES = 2
-"""Items unpacked together for AMX, so that tiles of tokens are copied less often."""
 
 TOKENS_BLOCK = 128
 """Tokens between two unpackings: their float sums take 16 KB, and unpacking costs 2 % of their products."""
@@ -54,7 +45,7 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         tile = Tile(e, kind)
         panel_bytes = tile.group_bytes * GROUPS_CHUNK
         # Float sums for each panel and token of a block: of products, and of minima.
-        panels_block = PANELS_BLOCK * (1 if tile.matrices is None else ITEMS_MATRICES)
+        panels_block = PANELS_BLOCK * tile.items
         cell_bytes, n_places = tile.vector_bytes * (1 + (tile.n_mins > 0)), panels_block // tile.side
         sums_at = e.room(cell_bytes * n_places * TOKENS_BLOCK)
         room = builder.ptrtoint(cgutils.alloca_once(builder, FLOATS), I64)
@@ -62,10 +53,8 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         copied_at = e.room(tile.copied_bytes * tile.n_tokens) if tile.copies else None
         source = Source(e, panel, kind.from_rows, o)
         counts = Counts(e)
-        large = has_32_registers(context) and tile.side == 1 and not tile.ordered
-        panels_tile = PANELS_TILE_32 if large else PANELS_TILE
+        panels_tile = tile.vectors if has_32_registers(context) else min(tile.vectors, VECTORS_TILE)
         if tile.matrices is not None:
-            panels_tile = 1
             tile.matrices.configure()
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
 
