@@ -20,6 +20,7 @@ from engine.cpu.kernels import build, isa, processor
 from engine.cpu.kernels.emit import I8, I16, I32, I64, vector
 from engine.cpu.kernels.integer.activations import LINES, SHIFT, Form
 from engine.cpu.kernels.integer.panels import PANELS
+from engine.cpu.kernels.integer.tiles import LONG_ROW
 from engine.cpu.memory import array_address
 from engine.cpu.products import integer
 from engine.cpu.products.integer import (
@@ -121,6 +122,16 @@ def test_every_format(name, bits, pool):
                 for kind, (blocks_of_x, _) in both.items():
                     got = product(weights, w, blocks_of_x, kind, HOST[0], n_tokens)
                     np.testing.assert_array_equal(got, expected[:n_tokens])
+
+
+def test_long_rows_are_multiplied_by_fewer_at_once(pool):
+    w, _ = packed("Q4_0", 9, 6176)
+    weights = IntegerWeights(pool, 8)
+    x = np.random.default_rng(5).standard_normal((70, 6176)).astype(np.float32)
+    assert 64 * 6176 / 32 > LONG_ROW
+    both = {kind: quantized(x, form_of(8, HOST[0], kind, "Q4_0"))[0] for kind in ("dot_panels", "tile_panels")}
+    found, expected = (product(weights, w, both[kind], kind, HOST[0]) for kind in ("tile_panels", "dot_panels"))
+    np.testing.assert_array_equal(found, expected)
 
 
 def with_bits(*names):
