@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.serve.errors import ApiError, error_response
+from engine.serve.json_values import BYTES_PER_VALUE, WEIGHT, ValueCount, most_values
 from engine.serve.settings import ServeSettings
 
 log = logging.getLogger("engine.serve")
@@ -109,10 +110,11 @@ class Gate:
         )
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """receive() that refuses bodies that are too large or take too long."""
+        """receive() that refuses bodies that are too large, have too many values, or take too long."""
         settings = self._serving.settings
         until = time.perf_counter() + settings.read_timeout
         size, complete = 0, False
+        values, most = ValueCount(), most_values(settings.max_body)
 
         async def limited() -> Message:
             nonlocal size, complete
@@ -126,10 +128,20 @@ class Gate:
                     408, f"the body did not arrive within {settings.read_timeout:g} s", code="request_timeout"
                 ) from None
             if message["type"] == "http.request":
-                size += len(message.get("body", b""))
+                data = message.get("body", b"")
+                size += len(data)
                 complete = not message.get("more_body", False)
                 if size > settings.max_body:
                     raise self._too_large()
+                values.add(data)
+                if complete and values.n > most:  # a client that still sends would not read the answer
+                    raise ApiError(
+                        413,
+                        f"the body has {values.n} JSON values, where a list, an object and a field count as {WEIGHT}; "
+                        f"allowed: at most {most}; send fewer at a time, or start the server with a larger --max-body, "
+                        f"which allows one value for each {BYTES_PER_VALUE} bytes",
+                        code="request_too_large",
+                    )
             return message
 
         return limited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def call_entry(call: ToolCall) -> dict[str, Any]:
 def with_ids(messages: Sequence[Any]) -> list[Any]:
     """A conversation with ids for calls and results that have none: Ollama's clients go by names and by order."""
     made: list[Any] = []
-    waiting: list[tuple[str, str]] = []  # names and ids of calls without a result
+    waiting = _Waiting([])
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
             made.append(message)
@@ -29,18 +30,44 @@ def with_ids(messages: Sequence[Any]) -> list[Any]:
                 {"type": "function", **call, "id": call.get("id") or call_id(f"message {number}", index)}
                 for index, call in enumerate(calls)
             ]
-            waiting = [(_function_name(call), call["id"]) for call in one["tool_calls"]]
+            waiting = _Waiting([(_function_name(call), call["id"]) for call in one["tool_calls"]])
         elif one.get("role") == "tool":
             name = one.pop("tool_name", None) or one.get("name")
             if name is not None:
                 one["name"] = name
-            answered = next((call for call in waiting if name in (None, call[0])), None)
+            answered = waiting.take(name)
             if answered is not None:
-                waiting.remove(answered)
                 one.setdefault("name", answered[0])
                 one.setdefault("tool_call_id", answered[1])
         made.append(one)
     return made
+
+
+class _Waiting:
+    """Calls without a result.
+
+    A list that is searched takes minutes for a hundred thousand calls and as many results.
+
+    Args:
+        calls: their names and ids, in order.
+    """
+
+    def __init__(self, calls: Sequence[tuple[str, str]]) -> None:
+        self._calls = calls
+        self._answered = [False] * len(calls)
+        self._places: dict[str | None, deque[int]] = {None: deque(range(len(calls)))}
+        for place, (name, _) in enumerate(calls):
+            self._places.setdefault(name, deque()).append(place)
+
+    def take(self, name: Any) -> tuple[str, str] | None:
+        """The first call of a function, or of any, which waits no longer; None where there is none."""
+        places = self._places.get(name, deque()) if name is None or isinstance(name, str) else deque()
+        while places:
+            place = places.popleft()
+            if not self._answered[place]:
+                self._answered[place] = True
+                return self._calls[place]
+        return None
 
 
 def _function_name(call: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.request import GenerationResult
-from engine.serve.errors import ApiError, as_api_error, dump, error_object, json_response
+from engine.serve.answers.long_work import off_loop, written
+from engine.serve.errors import ApiError, as_api_error, dump, error_object
 from engine.serve.run import Run
 from engine.serve.serving import Serving
 
@@ -100,14 +101,16 @@ async def respond(
         await run.open()
         await start()
 
-    async def to_the_end() -> Any:
+    async def to_the_end() -> Response:
         await begin()
-        return value(await run.results())
+        results = await run.results()
+        n = sum(one.stats.prompt_tokens + one.stats.output_tokens for one in results)
+        return await off_loop(n, lambda: written(value(results)))
 
     streaming = False
     try:
         if events is None:
-            return json_response(await whole(request, to_the_end))
+            return await whole(request, to_the_end)
         if run.is_ready:  # nothing to wait for that a client could tire of
             await begin()
         else:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from engine.serve.errors import ApiError
 
 log = logging.getLogger("engine.serve")
+
+# Lists of fields: the first entry of another type ends the check. pydantic would otherwise note each wrong one, in 5 kB
+# and 20 us, before any is told. Lists of several types are list[Any], checked where they are used: trying several types
+# for each entry takes 1 to 3 us, during which no other request is served.
+Integers = Annotated[list[int], Field(fail_fast=True)]
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -44,11 +51,14 @@ def parse_body(raw: bytes, kind: type[B], path: str) -> B:
         body = kind.model_validate_json(raw or b"{}")
     except ValidationError as error:
         raise _refusal(error) from None
-    for name, value in (body.model_extra or {}).items():
-        off = kind.unsupported.get(name)
-        if off is None:
-            log.debug("%s: the field %r is not known and ignored", path, name)
-        elif value is not None and value not in off:
+    extra = body.model_extra or {}
+    if log.isEnabledFor(logging.DEBUG):
+        for name in extra:
+            if name not in kind.unsupported:
+                log.debug("%s: the field %r is not known and ignored", path, name)
+    for name, off in kind.unsupported.items():
+        value = extra.get(name)
+        if value is not None and value not in off:
             raise ApiError(
                 400,
                 f"{name} is not supported by this server yet; leave it out",
@@ -89,4 +99,4 @@ def _place(loc: tuple[int | str, ...]) -> str:
     return text
 
 
-__all__ = ["Body", "ClientDisconnect", "parse_body", "read_body"]
+__all__ = ["Body", "ClientDisconnect", "Integers", "Objects", "Strings", "parse_body", "read_body"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from engine.api.llm import LLM
 from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_LOGIT_BIAS, SamplingParams
 from engine.serve.errors import ApiError, as_api_error
-from engine.serve.fields.body import Body
+from engine.serve.fields.body import Body, Integers, Strings
 from engine.serve.fields.structure import FIELDS, Structure, structure_of
 from engine.serve.settings import ServeSettings
 
@@ -94,8 +95,8 @@ class SamplingFields(Body):
     penalty_last_n: int | None = None
     repeat_last_n: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Strings | None = None
+    stop_token_ids: Integers | None = None
     ignore_eos: bool | None = None
     n: int | None = None
     n_cmpl: int | None = None
@@ -103,7 +104,7 @@ class SamplingFields(Body):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n_predict: int | None = None
-    logit_bias: dict[str, float | bool] | list[list[int | float | str | bool]] | None = None
+    logit_bias: dict[str, Any] | list[Any] | None = None
     response_format: Any = None
     grammar: Any = None
     json_schema: Any = None
@@ -183,26 +184,20 @@ def make_params(values: Mapping[str, Any], used: Mapping[str, str], llm: LLM) ->
 
 def _bias(given: Any, llm: LLM) -> dict[int, float]:
     """Numbers by token id; a text means all of its tokens, and false forbids a token."""
-    pairs = given.items() if isinstance(given, dict) else given
-    keys = [pair[0] for pair in pairs if pair and isinstance(pair[0], str)]
-    # Before anything is encoded: this runs in the event loop, and a text of a megabyte takes a second.
-    if len(given) > MAX_LOGIT_BIAS or sum(map(len, keys)) > _MOST_BIAS_TEXT:
-        raise ApiError(
-            400,
-            f"logit_bias has {len(given)} entries with {sum(map(len, keys))} characters; allowed: at most "
-            f"{MAX_LOGIT_BIAS} with {_MOST_BIAS_TEXT}",
-            param="logit_bias",
-            code="invalid_value",
-        )
-    found: dict[int, float] = {}
+    # Before anything else is done: this runs in the event loop, and a text of a megabyte takes a second to encode.
+    if len(given) > MAX_LOGIT_BIAS:
+        raise _wrong_bias(f"logit_bias has {len(given)} entries; allowed: at most {MAX_LOGIT_BIAS}")
+    pairs = list(given.items()) if isinstance(given, dict) else given
     for pair in pairs:
-        if len(pair) != 2:
-            raise ApiError(400, "logit_bias has entries [token, bias]", param="logit_bias", code="invalid_value")
-        key, bias = pair
-        if isinstance(bias, str) or bias is True:
-            raise ApiError(
-                400, f"logit_bias has {bias!r} for {key!r}; a number or false", param="logit_bias", code="invalid_value"
-            )
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not _is_number_or(str, pair[0]):
+            raise _wrong_bias("logit_bias has entries [token, bias], the token an id or a text")
+        if pair[1] is not False and not _is_number_or(float, pair[1]):
+            raise _wrong_bias(f"logit_bias has {reprlib.repr(pair[1])} for {pair[0]!r:.80}; a number or false")
+    n = sum(len(pair[0]) for pair in pairs if isinstance(pair[0], str))
+    if n > _MOST_BIAS_TEXT:
+        raise _wrong_bias(f"logit_bias has texts of {n} characters; allowed: at most {_MOST_BIAS_TEXT}")
+    found: dict[int, float] = {}
+    for key, bias in pairs:
         number = -math.inf if bias is False else float(bias)
         if isinstance(key, str) and not key.isdecimal():
             ids = llm.tokenizer.encode(key, add_special=False)
@@ -210,8 +205,14 @@ def _bias(given: Any, llm: LLM) -> dict[int, float]:
             try:
                 ids = [int(key)]
             except (ValueError, OverflowError):
-                raise ApiError(
-                    400, f"logit_bias names the token {key!r}", param="logit_bias", code="invalid_value"
-                ) from None
+                raise _wrong_bias(f"logit_bias names the token {key!r:.80}") from None
         found.update(dict.fromkeys(ids, number))
     return found
+
+
+def _is_number_or(other: type, value: Any) -> bool:
+    return isinstance(value, (int, float, other)) and not isinstance(value, bool)
+
+
+def _wrong_bias(message: str) -> ApiError:
+    return ApiError(400, message, param="logit_bias", code="invalid_value")

@@ -23,7 +23,7 @@ from engine.serve.answers.wording import (
     usage,
 )
 from engine.serve.errors import ApiError
-from engine.serve.fields.body import read_body
+from engine.serve.fields.body import Objects, read_body
 from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.fields.sampling import SamplingFields, StreamOptions, params_of, structure_in
 from engine.serve.run import Run
@@ -42,7 +42,7 @@ class ChatBody(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     verbose: bool | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_reasoning_tokens: int | None = None

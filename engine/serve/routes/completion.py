@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,10 +12,11 @@ from fastapi import APIRouter, Request, Response
 from engine.api.asynchronous.mailbox import PromptProgress
 from engine.api.llm import LLM
 from engine.request import GenerationResult, TokenSample
+from engine.serve.answers.long_work import off_loop
 from engine.serve.answers.respond import event, respond
 from engine.serve.answers.wording import chat_logprobs, progress_entry, timings
 from engine.serve.errors import ApiError
-from engine.serve.fields.body import read_body
+from engine.serve.fields.body import Strings, read_body
 from engine.serve.fields.sampling import SamplingFields, params_of, structure_in
 from engine.serve.routes.completions import prompts_of
 from engine.serve.routes.models import generation_settings
@@ -29,7 +31,7 @@ class NativeBody(SamplingFields):
     n_probs: int | None = None
     return_tokens: bool = False
     post_sampling_probs: bool = False
-    response_fields: list[str] | None = None
+    response_fields: Strings | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -151,7 +153,8 @@ class _Answer:
                     value["timings"] = timings(self._run.stats(index))
                 yield event(value)
             if chunk.finish_reason is not None:
-                last = self._last(index, stream.folded())
+                n = len(self.prompts[index // self.params.n])
+                last = await off_loop(n, partial(self._last, index, stream.folded()))
                 yield event({**last, "content": "" if chunk.token_ids else chunk.text, "tokens": []})
 
     def _last(self, index: int, result: GenerationResult) -> dict[str, Any]:

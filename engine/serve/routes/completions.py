@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,8 +11,9 @@ from pydantic import Field
 
 from engine.api.asynchronous.mailbox import PromptProgress
 from engine.api.llm import LLM
-from engine.request import GenerationResult, GenerationStats, TokenSample
+from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample
 from engine.sampling.params import MAX_LOGPROBS, SamplingParams
+from engine.serve.answers.long_work import off_loop
 from engine.serve.answers.respond import DONE, event, respond
 from engine.serve.answers.wording import FINGERPRINT, finite, new_id, now, progress_entry, timings, token_entry, usage
 from engine.serve.errors import ApiError
@@ -21,6 +23,17 @@ from engine.serve.fields.structure import Structure
 from engine.serve.run import Run
 from engine.serve.serving import Serving
 
+_JSON_NAMES = {
+    str: "texts",
+    list: "lists",
+    int: "token ids",
+    float: "fractions",
+    bool: "true or false",
+    dict: "objects",
+    type(None): "null",
+}
+"""Of the types of parsed JSON, for people."""
+
 Prompts = list[str | list[int]]
 Entries = list[tuple[int, TokenSample | None]]
 
@@ -28,7 +41,7 @@ Entries = list[tuple[int, TokenSample | None]]
 class CompletionBody(SamplingFields):
     """The fields of /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] | list[str | list[int]] = ""
+    prompt: str | list[Any] = ""
     echo: bool = False
     logprobs: int | bool | None = None
     prompt_logprobs: int | None = None
@@ -38,16 +51,30 @@ class CompletionBody(SamplingFields):
 
 
 def prompts_of(given: str | list[Any]) -> Prompts:
-    """One or several prompts as a list of them.
+    """One or several prompts as a list of them. What is in lists of token ids is checked with the vocabulary.
 
     Raises:
-        ApiError: there is none.
+        ApiError: there is none, or something else is among them.
     """
     if isinstance(given, str):
         return [given]
     if not given:
         raise ApiError(400, "prompt is an empty list", param="prompt", code="invalid_value")
-    return [given] if isinstance(given[0], int) else given
+    kinds = set(map(type, given))  # of a million entries in 20 ms; a loop takes ten times as long
+    if kinds == {int}:
+        return [given]
+    if not kinds <= {str, list}:
+        raise ApiError(
+            400,
+            "prompt is a text, a list of token ids, or a list of these; found a list with "
+            + " and ".join(sorted(_JSON_NAMES[kind] for kind in kinds)),
+            param="prompt",
+            code="invalid_type",
+        )
+    for index, one in enumerate(given):
+        if isinstance(one, list) and not {int}.issuperset(map(type, one)):
+            raise ApiError(400, f"prompt[{index}] is a list with other things than token ids", param="prompt")
+    return given
 
 
 def router(serving: Serving) -> APIRouter:
@@ -146,17 +173,9 @@ class _Answer:
                 yield event({**head, "choices": [], **progress_entry(told, timed=self._body.timings_per_token)})
                 continue
             index, chunk = told.index, told.chunk
-            first = index not in offsets
-            echo = self._echo(index) if first else ""
-            choice: dict[str, Any] = {
-                "text": echo + chunk.text,
-                "index": index,
-                "logprobs": None,
-                "finish_reason": chunk.finish_reason,
-            }
-            if self._top is not None:
-                offset = offsets.get(index, 0)
-                choice["logprobs"] = self._logprobs(chunk.logprobs, self._scores(index, chunk.prompt_logprobs), offset)
+            # The first chunk may have the whole prompt in it, with log-probabilities.
+            n = len(self._run.streams[index].request.prompt_ids) if index not in offsets and self._body.echo else 0
+            choice = await off_loop(n, partial(self._choice, index, chunk, offsets.get(index)))
             offsets[index] = offsets.get(index, 0) + len(choice["text"])
             if self._body.return_token_ids:
                 choice["token_ids"] = list(chunk.token_ids)
@@ -167,11 +186,24 @@ class _Answer:
             elif self._body.timings_per_token:
                 value["timings"] = timings(self._run.stats(index))
             if choice["text"] or chunk.finish_reason is not None or chunk.logprobs or chunk.token_ids:
-                yield event(value)
+                yield await off_loop(n, partial(event, value))
         if options is not None and options.include_usage:
             ordered = [stats[index] for index in sorted(stats)]
             yield event({**head, "choices": [], "usage": usage(ordered, self._params.n)})
         yield DONE
+
+    def _choice(self, index: int, chunk: StreamChunk, offset: int | None) -> dict[str, Any]:
+        """A chunk; the prompt is before the text of the first one, which has no offset, where it is asked for."""
+        echo = self._echo(index) if offset is None else ""
+        logprobs = None
+        if self._top is not None:
+            logprobs = self._logprobs(chunk.logprobs, self._scores(index, chunk.prompt_logprobs), offset or 0)
+        return {
+            "text": echo + chunk.text,
+            "index": index,
+            "logprobs": logprobs,
+            "finish_reason": chunk.finish_reason,
+        }
 
     def _scores(self, index: int, scores: Sequence[TokenSample | None] | None) -> Entries:
         """Tokens of the prompt with their log-probabilities, where the prompt is part of the text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from engine.api.embedding.embeddings import Asked, EmbeddingRequest
 from engine.api.llm import LLM
 from engine.errors import InvalidRequestError
+from engine.serve.answers.long_work import written
 from engine.serve.answers.respond import whole
 from engine.serve.answers.wording import new_id
 from engine.serve.errors import ApiError, as_api_error, json_response
@@ -85,21 +87,25 @@ def router(serving: Serving) -> APIRouter:
             settings["normalize"] = body.embd_normalize == 2
         run = Run(serving, body.model)
         asked, found = await _embed(request, run, lambda llm: llm.embeddings.request(texts, **settings))
-        if not openai:
-            return json_response([_plain(i, vector) for i, vector in enumerate(found)])
-        write = _base64 if body.encoding_format == "base64" else _numbers
-        data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(found)]
-        return json_response({"object": "list", "data": data, "model": _name(run, body.model), "usage": _usage(asked)})
+        name, write = _name(run, body.model), _base64 if body.encoding_format == "base64" else _numbers
+
+        def answer() -> Response:
+            if not openai:
+                return written([_plain(i, vector) for i, vector in enumerate(found)])
+            data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(found)]
+            return written({"object": "list", "data": data, "model": name, "usage": _usage(asked)})
+
+        return await asyncio.to_thread(answer)  # thousands of vectors are millions of numbers
 
     async def rerank(request: Request) -> Response:
         body = await read_body(request, RerankBody)
         given = body.documents if body.documents is not None else body.texts
+        if len(given or ()) > MOST_INPUTS:
+            raise _too_many(len(given or ()), "documents")
         documents = [_text(one, i) for i, one in enumerate(given or ())]
         if not body.query or not documents:
             missing = "query" if not body.query else "documents"
             raise ApiError(400, f"the field {missing} is missing or empty", param=missing, code="invalid_value")
-        if len(documents) > MOST_INPUTS:
-            raise _too_many(len(documents), "documents")
         run = Run(serving, body.model)
         asked, scores = await _embed(
             request, run, lambda llm: llm.embeddings.ranking(body.query, documents, body.top_n)
@@ -138,15 +144,20 @@ def router(serving: Serving) -> APIRouter:
             run,
             lambda llm: llm.embeddings.request(texts, dimensions=body.dimensions, truncate=body.truncate),
         )
-        return json_response(
-            {
-                "model": _name(run, body.model),
-                "embeddings": [_numbers(vector) for vector in found],
-                "total_duration": int((time.perf_counter() - begin) * 1e9),
-                "load_duration": 0,
-                "prompt_eval_count": asked.n_tokens,
-            }
-        )
+        name, seconds = _name(run, body.model), time.perf_counter() - begin
+
+        def answer() -> Response:
+            return written(
+                {
+                    "model": name,
+                    "embeddings": [_numbers(vector) for vector in found],
+                    "total_duration": int(seconds * 1e9),
+                    "load_duration": 0,
+                    "prompt_eval_count": asked.n_tokens,
+                }
+            )
+
+        return await asyncio.to_thread(answer)
 
     @routes.post("/api/embeddings")
     async def api_embeddings(request: Request) -> Response:
@@ -190,22 +201,18 @@ def _inputs(given: Any, field: str) -> list[Any]:
     Raises:
         ApiError: none, too many, or something else.
     """
-    if isinstance(given, str) or (isinstance(given, list) and given and all(_is_id(one) for one in given)):
+    if isinstance(given, str) or _are_ids(given):
         given = [given]
-    if not isinstance(given, list) or not given or not all(_is_text(one) for one in given):
+    if isinstance(given, list) and len(given) > MOST_INPUTS:
+        raise _too_many(len(given), field)
+    if not isinstance(given, list) or not given or not all(isinstance(one, str) or _are_ids(one) for one in given):
         message = f"{field} must be a text, a list of token ids, or a list of these that is not empty"
         raise ApiError(400, message, param=field, code="invalid_type")
-    if len(given) > MOST_INPUTS:
-        raise _too_many(len(given), field)
     return given
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and bool(value) and all(_is_id(one) for one in value))
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and set(map(type, value)) == {int}  # a tenth of the time of a loop
 
 
 def _too_many(n: int, field: str) -> ApiError:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from engine.request import CallPart, GenerationResult, GenerationStats
+from engine.serve.answers.long_work import off_loop
 from engine.serve.answers.respond import named_event, respond
 from engine.serve.answers.wording import in_order, new_id, whole_part
 from engine.serve.errors import ApiError, json_response
-from engine.serve.fields.body import Body, read_body
+from engine.serve.fields.body import Body, Objects, Strings, read_body
 from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.fields.sampling import FORMS, OTHER_SAMPLERS, make_params
 from engine.serve.fields.structure import FIELDS, structure_of
@@ -37,9 +39,9 @@ class CountBody(Body):
 
     model: str | None = None
     messages: list[Any]
-    system: str | list[dict[str, Any]] | None = None
+    system: str | Objects | None = None
     thinking: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
@@ -56,7 +58,7 @@ class MessagesBody(CountBody):
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Strings | None = None
     output_format: Any = None
 
 
@@ -67,7 +69,7 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:
         body = await read_body(request, CountBody)
-        make = _prompt_maker(body, serving)
+        make = await off_loop(_size(body), partial(_prompt_maker, body, serving))
         prompt = await with_model(serving, body.model, make)
         return json_response({"input_tokens": len(prompt.token_ids)})
 
@@ -76,7 +78,7 @@ def router(serving: Serving) -> APIRouter:
         body = await read_body(request, MessagesBody)
         form = (body.output_config or {}).get("format")
         structure = structure_of({"output_format": body.output_format, "output_config.format": form})
-        make = _prompt_maker(body, serving)
+        make = await off_loop(_size(body), partial(_prompt_maker, body, serving))
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 
@@ -103,6 +105,12 @@ def router(serving: Serving) -> APIRouter:
         )
 
     return routes
+
+
+def _size(body: CountBody) -> int:
+    """Messages and blocks of a conversation."""
+    contents = (message.get("content") for message in body.messages if isinstance(message, dict))
+    return len(body.messages) + sum(len(content) for content in contents if isinstance(content, list))
 
 
 def _prompt_maker(body: CountBody, serving: Serving) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
@@ -13,11 +14,12 @@ from fastapi import APIRouter, Request, Response
 from engine import __version__
 from engine.api.llm import LLM
 from engine.request import GenerationResult, GenerationStats, ToolCall
+from engine.serve.answers.long_work import off_loop
 from engine.serve.answers.ollama_calls import call_entry, with_ids
 from engine.serve.answers.respond import respond
 from engine.serve.answers.wording import now
 from engine.serve.errors import ApiError, dump, json_response
-from engine.serve.fields.body import Body, parse_body, read_body
+from engine.serve.fields.body import Body, Objects, parse_body, read_body
 from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.fields.sampling import SamplingFields, params_of, structure_in
 from engine.serve.models.model_store import ServedModel
@@ -49,7 +51,7 @@ class ChatBody(AskBody):
     """The fields of /api/chat; those about the choice of tools are OpenAI's, as Ollama has none."""
 
     messages: list[Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -95,7 +97,8 @@ def router(serving: Serving) -> APIRouter:
         if not body.messages:
             return await _load_only(serving, body.model, {"message": {"role": "assistant", "content": ""}})
         continued = is_continued(body.messages, None, None)
-        return await _answer(request, serving, body, with_ids(body.messages), continued)
+        messages = await off_loop(len(body.messages), partial(with_ids, body.messages))
+        return await _answer(request, serving, body, messages, continued)
 
     @routes.post("/api/generate")
     async def generate(request: Request) -> Response:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
 from engine.api.asynchronous.mailbox import PromptProgress
 from engine.request import GenerationResult, StreamChunk
+from engine.serve.answers.long_work import off_loop
 from engine.serve.answers.respond import named_event, respond
 from engine.serve.answers.response_items import ItemStream, items_of
 from engine.serve.answers.wording import in_order, new_id, now, progress_entry, timings
 from engine.serve.errors import ApiError
-from engine.serve.fields.body import Body, read_body
+from engine.serve.fields.body import Body, Objects, read_body
 from engine.serve.fields.conversations import answer_names, prompt_of, template_names
 from engine.serve.fields.sampling import SamplingFields, params_of, structure_in
 from engine.serve.run import Run
@@ -38,14 +40,14 @@ class ResponsesBody(SamplingFields):
         "prompt": (),
     }
 
-    input: str | list[dict[str, Any]]
+    input: str | Objects
     instructions: str | None = None
     max_output_tokens: int | None = None
     reasoning: Reasoning | None = None
     text: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_reasoning_tokens: int | None = None
@@ -61,7 +63,7 @@ def router(serving: Serving) -> APIRouter:
     async def responses(request: Request) -> Response:
         body = await read_body(request, ResponsesBody)
         structure = structure_in(body, text_format=(body.text or {}).get("format"))
-        messages = messages_of(body)
+        messages = await off_loop(len(body.input), partial(messages_of, body))
         effort = body.reasoning.effort if body.reasoning is not None else None
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, effort)
         for index, tool in enumerate(body.tools or []):
@@ -235,7 +237,7 @@ class _Answer:
         for one in items.close():
             yield one
         # Also where the status is "incomplete": clients wait for this event, and read the status from the response.
-        response = self._response(result, items.output)
+        response = await off_loop(len(result.reasoning), partial(self._response, result, items.output))
         yield self._event("response.completed", response=response, timings=timings(result.stats))
 
 

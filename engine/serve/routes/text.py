@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from engine.api.llm import LLM
-from engine.serve.errors import json_response
-from engine.serve.fields.body import Body, read_body
+from engine.serve.answers.long_work import written
+from engine.serve.fields.body import Body, Integers, read_body
 from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.routes.chat import ChatBody
 from engine.serve.serving import Serving
@@ -37,7 +37,7 @@ class DetokenizeBody(Body):
     """The fields of /detokenize."""
 
     model: str | None = None
-    tokens: list[int] = Field(default_factory=list)
+    tokens: Integers = Field(default_factory=list)
 
 
 def router(serving: Serving) -> APIRouter:
@@ -47,13 +47,17 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, TokenizeBody)
-        return json_response(await with_model(serving, body.model, lambda llm: _tokenized(llm, body, serving)))
+        return await with_model(serving, body.model, lambda llm: written(_tokenized(llm, body, serving)))
 
     @routes.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, DetokenizeBody)
-        text = await with_model(serving, body.model, lambda llm: llm.tokenizer.decode(body.tokens))
-        return json_response({"content": text, "prompt": text})
+
+        def answer(llm: LLM) -> Response:
+            text = llm.tokenizer.decode(body.tokens)
+            return written({"content": text, "prompt": text})
+
+        return await with_model(serving, body.model, answer)
 
     @routes.post("/apply-template")
     async def apply_template(request: Request) -> Response:
@@ -68,7 +72,7 @@ def router(serving: Serving) -> APIRouter:
                 return template.render(body.messages, tools=told.get("tools"), add_generation_prompt=False, **names)
             return prompt_of(llm, body.messages, names | told, continued=continued).text
 
-        return json_response({"prompt": await with_model(serving, body.model, prompt)})
+        return await with_model(serving, body.model, lambda llm: written({"prompt": prompt(llm)}))
 
     return routes
 

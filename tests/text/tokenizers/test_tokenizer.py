@@ -1,6 +1,8 @@
 """The tokenizer against hand-made vocabularies, brute force, hostile metadata, and real vocabularies where present."""
 
 import random
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -127,7 +129,39 @@ def test_long_text_is_cut_without_changing_the_result(pre, monkeypatch):
     whole = tokenizer.encode(text, add_special=False)
     assert tokenizer.decode(whole) == text
     monkeypatch.setattr("engine.text.tokenizers.bpe._CHUNK", 40)
-    assert tokenizer.encode(text, add_special=False) == whole
+    for brief in (0, 30, 10**6):  # both calls of the library give the same
+        monkeypatch.setattr("engine.text.tokenizers.bpe._BRIEF", brief)
+        assert tokenizer.encode(text, add_special=False) == whole
+
+
+@pytest.mark.parametrize("text", ["1,2,3,4 " * 60_000, "a" * 3000 + " b" * 100_000], ids=["no safe cut", "usual"])
+def test_other_threads_go_on_while_a_long_text_is_encoded(text):
+    """Also inside a call of the library, which otherwise lasts to the end of a piece without a safe place to cut."""
+    tokenizer = Tokenizer.from_metadata(bpe_metadata(bos_token_id=0), pre="gpt-2")
+    library, inside, turns = tokenizer._encoding.encoder._tokenizer, threading.Event(), []
+
+    class Noting:
+        def encode(self, *given, **options):
+            inside.set()
+            try:
+                return library.encode(*given, **options)
+            finally:
+                inside.clear()
+
+        def encode_batch_fast(self, *given, **options):
+            inside.set()
+            try:
+                return library.encode_batch_fast(*given, **options)
+            finally:
+                inside.clear()
+
+    tokenizer._encoding.encoder._tokenizer = Noting()
+    encoding = threading.Thread(target=tokenizer.encode, args=(text,))
+    encoding.start()
+    while encoding.is_alive():
+        time.sleep(0.0005)
+        turns.append(inside.is_set())
+    assert sum(turns) > 30
 
 
 def test_endless_runs_do_not_break_the_regex_engine():
