@@ -1,9 +1,9 @@
 """Compiles kernels on first use and keeps them on disk; hands out plain callables that release the GIL.
 
-Cached code is where numba keeps it: in __pycache__ beside this file, else in the user's cache folder; when neither
-can be written the kernels are compiled again in each process. Each kernel of each version of these sources has cache
-files of its own, so processes that compile at the same time can only write the same content. A damaged file is
-replaced (code_cache.py).
+Cached code is where numba keeps it: in the folder that NUMBA_CACHE_DIR names, else in __pycache__ beside this file,
+else in the user's cache folder; when none can be written each process compiles the kernels again, with a warning. Each
+kernel of each version of these sources has cache files of its own, so processes that compile at the same time can only
+write the same content. A damaged file is replaced (code_cache.py).
 """
 
 # ruff: noqa: ANN001, ANN202 - numba types the inner functions by the signatures in products.ARGUMENTS.
@@ -11,7 +11,6 @@ replaced (code_cache.py).
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from engine.concurrency import fork
 from engine.cpu.kernels import blocked, convolution, elementwise, machine, products, recurrent, scans, settings
 from engine.cpu.kernels.attention import loop as attention_loop
-from engine.cpu.kernels.code_cache import KernelCache
+from engine.cpu.kernels.code_cache import KernelCache, warn_not_kept
 from engine.cpu.kernels.integer import activations, rows, tiles
 
 Kernel = Callable[..., None]
@@ -219,8 +218,10 @@ def _compile(function: Kernel, signature: Any) -> Kernel:
     settings.check()
     initialize_native_asmparser()
     dispatcher: Any = njit(nogil=True)(function)
-    with suppress(Exception):  # no folder that can be written is no reason not to run
+    try:
         dispatcher._cache = KernelCache(function)
+    except Exception as error:  # no folder that can be written is no reason not to run
+        warn_not_kept(str(error))
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     kernel: Kernel = dispatcher

@@ -6,15 +6,23 @@ wrong. Names and folders of the files are numba's: an index (.nbi) and a data fi
 
 from __future__ import annotations
 
+import inspect
+import logging
 import pickle
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba import config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from engine import disk_cache
+
+log = logging.getLogger("engine")
+
+_FOLDERS = ("UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator")
+"""Endings of the names of numba's classes that look for a folder, in its order; the others are for notebooks and zip
+files."""
 
 
 class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc] # numba has no types
@@ -46,11 +54,15 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         function: the Python function.
 
     Raises:
-        RuntimeError: no folder can be written to.
+        RuntimeError: no folder can be written to; names them.
     """
 
     def __init__(self, function: Any) -> None:
-        super().__init__(function)
+        try:
+            super().__init__(function)
+        except Exception as error:
+            found = "; ".join(_refusals(function)) or str(error)
+            raise RuntimeError(f"no folder for them can be written ({found})") from error
         locator = self._impl.locator
         self._cache_file = _CheckedFiles(self.cache_path, self._impl.filename_base, locator.get_source_stamp())
 
@@ -63,8 +75,44 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Save a compiled kernel; where that fails (a full disk), the next process compiles it again."""
-        with suppress(Exception):
+        try:
             super().save_overload(signature, compiled)
+        except Exception as error:
+            warn_not_kept(str(error))
+
+
+_told: list[str] = []
+"""The warning of this process, once it was given."""
+
+
+def warn_not_kept(reason: str) -> None:
+    """Say that a kernel is compiled which the next start will compile again; once per process, as all have one cause.
+
+    Args:
+        reason: why it is not kept.
+    """
+    if _told:
+        return
+    _told.append(
+        f"compiled CPU kernels are not kept: {reason}. So every start compiles them again, which takes about 10 s; set "
+        "NUMBA_CACHE_DIR to a folder that can be written and has 20 MB of room"
+    )
+    log.warning("%s", _told[0])
+
+
+def _refusals(function: Any) -> list[str]:
+    """Each folder that numba tries, and why it cannot be written."""
+    found = []
+    for locator in FunctionCache._impl_class._locator_classes:
+        name = locator.__name__
+        if not name.endswith(_FOLDERS) or (name.endswith(_FOLDERS[0]) and not config.CACHE_DIR):
+            continue
+        one = locator(function, inspect.getfile(function))
+        try:
+            one.ensure_cache_path()
+        except OSError as error:
+            found.append(f"{one.get_cache_path()}: {error.strerror or error}")
+    return found
 
 
 def _load(path: str) -> Any:
