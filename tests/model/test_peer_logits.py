@@ -13,8 +13,10 @@ from engine.model.loader import load_model
 from tests.support.conformance import SAME_AS, error
 from tests.support.peers.models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, tokens_of, written
 
-LIMITS = {"qwen2vl": 1e-6}
-"""llama.cpp rounds something of this one to float16: its qwen2, which computes the same, agrees within 1e-12."""
+LIMITS = {"qwen2vl": 1e-6, "spark2_5": 5e-8}
+"""llama.cpp rounds something of qwen2vl to float16: its qwen2, which computes the same, agrees within 1e-12. GELU of
+spark2_5 rounds to float16, and its error depends on which side of a border some numbers are: products changed by 6e-8,
+ten times, gave 9e-11 to 2.4e-8."""
 
 
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])

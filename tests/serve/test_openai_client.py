@@ -71,7 +71,7 @@ def test_every_sampling_field_reaches_the_engine(server, client):
         ({}, {"repetition_penalty": 1.9}, {"repeat_penalty": 1.9}),
         ({"presence_penalty": 2}, {"presence_penalty": 2}, {}),
         ({"frequency_penalty": 2}, {"frequency_penalty": 2}, {}),
-        ({}, {"repetition_penalty": 1.9, "penalty_last_n": 2}, {"repeat_penalty": 1.9, "repeat_last_n": 2}),
+        ({}, {"repetition_penalty": 1.9, "penalty_last_n": 8}, {"repeat_penalty": 1.9, "repeat_last_n": 8}),
         ({"logit_bias": {str(words[0]): 30}}, {"logit_bias": {words[0]: 30}}, {}),
         ({}, {"logit_bias": {words[0]: 30}}, {"logit_bias": [[" the", 30]]}),
         ({}, {"logit_bias": {words[0]: -math.inf}}, {"logit_bias": [[words[0], False]]}),
