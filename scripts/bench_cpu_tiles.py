@@ -18,7 +18,7 @@ from engine.cpu.kernels import processor
 from engine.cpu.kernels.build import kernel
 from engine.cpu.memory import array_address
 from engine.cpu.products import integer
-from engine.cpu.products.integer import IntegerWeights, empty_activations, n_items, quantize_operands
+from engine.cpu.products.integer import IntegerWeights, empty_activations, form_of, n_items, quantize_operands
 from engine.cpu.products.matmul import prepare
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, row_bytes
@@ -36,7 +36,7 @@ class Product:
 
     def __init__(self, weights: IntegerWeights, w: Weight, x: np.ndarray, instructions: str) -> None:
         prepared = prepare(w)
-        form = weights.form(prepared, len(x))
+        form = form_of(prepared.type, 8, "tile_panels", instructions)
         self._blocks = empty_activations(x.shape[0], x.shape[1], form)
         operands = np.array(quantize_operands(x, self._blocks, form), dtype=np.int64)
         kernel("quantize")(array_address(operands), 0, self._blocks.shape[0] * self._blocks.shape[1], 0)

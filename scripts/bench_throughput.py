@@ -2,6 +2,7 @@
 
     python -m scripts.bench_throughput /tmp/8b.gguf --requests 768
     python -m scripts.bench_throughput /tmp/8b.gguf --workloads 128/128 --curve 64,96,128,256,512 --plot curve.svg
+    python -m scripts.bench_throughput /tmp/8b.gguf --workloads 128/128,2048/128 --requests 768,256 --curve ""
 
 A workload in/out is a number of requests, all queued at once, with so many random prompt tokens and so many generated
 ones (greedy, no end token): output tokens over the seconds from the first request to the last token, text included. It
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--workloads", default=WORKLOADS, help="in/out, several with commas; '' for none")
-    parser.add_argument("--requests", type=int, default=768)
+    parser.add_argument("--requests", default="768", help="of each workload, or a number for each, with commas")
     parser.add_argument("--curve", default=CURVE, help="numbers of sequences; '' for none")
     parser.add_argument("--steps", type=int, default=40, help="steps of a point of the curve")
     parser.add_argument("--max-sequences", type=int, help="left out: the engine's default, which bounds the curve")
@@ -150,6 +151,11 @@ def main() -> None:
     args = parser.parse_args()
     shapes = [tuple(int(n) for n in one.split("/")) for one in args.workloads.split(",") if one]
     numbers = [int(one) for one in args.curve.split(",") if one]
+    requests = [int(one) for one in args.requests.split(",")]
+    if len(requests) not in (1, len(shapes)):
+        parser.error(
+            f"--requests {args.requests}: {len(requests)} numbers for {len(shapes)} workloads; give one, or one each"
+        )
     context = args.context or max([sum(shape) for shape in shapes] + [1024 if numbers else 64])
     more = {} if args.target is None else {"target": args.target}
     with LLM(
@@ -177,13 +183,15 @@ def main() -> None:
         if shapes:
             print("\n| in/out | requests | output tok/s | all tok/s | seconds | waiting | steps |")
             print("|---|---|---|---|---|---|---|", flush=True)
-        for prompt, output in shapes:
+        for (prompt, output), n_requests in zip(
+            shapes, requests * len(shapes) if len(requests) == 1 else requests, strict=True
+        ):
             for repetition in range(args.repetitions):
-                run = workload(llm, waiting, args.requests, prompt, output)
+                run = workload(llm, waiting, n_requests, prompt, output)
                 if repetition or args.repetitions == 1:
                     share = "" if run.waiting is None else f"{run.waiting:.0%}"
                     print(
-                        f"| {prompt}/{output} | {args.requests} | {run.output:.0f} | {run.total:.0f} | "
+                        f"| {prompt}/{output} | {n_requests} | {run.output:.0f} | {run.total:.0f} | "
                         f"{run.seconds:.2f} | {share} | {run.steps} |",
                         flush=True,
                     )
