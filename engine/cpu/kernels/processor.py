@@ -40,6 +40,25 @@ def best(triple: str, features: str) -> str:
     return "portable"
 
 
+def is_amd() -> bool:
+    """Whether numba compiles for one of AMD's Zen processors."""
+    return target()[1].startswith("znver")
+
+
+def target() -> tuple[str, str, str]:
+    """LLVM's triple, name of the processor and list of features that numba compiles for.
+
+    That is this machine, less what environment variables like NUMBA_CPU_NAME or NUMBA_ENABLE_AVX leave out.
+    """
+    from engine.cpu.kernels import settings  # numba is slow to import, and tables of this module are read without it
+
+    settings.check()  # LLVM ends the process for some of them
+    from numba.core.registry import cpu_target
+
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple, name, features
+
+
 def enabled(features: str) -> set[str]:
     """What LLVM's list of features, like "+avx2,-avx512f", comes to, entry after entry."""
     have: set[str] = set()
@@ -63,17 +82,8 @@ def _chain(feature: str) -> list[str]:
 
 
 def host() -> str:
-    """The fastest of ISAS that numba compiles for here.
-
-    That is this machine, less what environment variables like NUMBA_CPU_NAME or NUMBA_ENABLE_AVX leave out: an
-    instruction that the target lacks would end the process inside LLVM.
-    """
-    from engine.cpu.kernels import settings  # numba is slow to import, and tables of this module are read without it
-
-    settings.check()  # LLVM ends the process for some of them
-    from numba.core.registry import cpu_target
-
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    """The fastest of ISAS that numba compiles for here: an instruction that the target lacks would end the process."""
+    triple, _, features = target()
     found = best(triple, features)
     return found if found != "amx" or may_use_tiles() else usable(found)[1]
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from engine.cpu.kernels.emit import F32, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats.decoders import DECODERS, Decoder
 from engine.cpu.kernels.isa import call
-from engine.cpu.kernels.processor import enabled
+from engine.cpu.kernels.processor import enabled, is_amd, target
 
 PAIRS = "BF16/PAIRS"
 """Name, in the place of a type, of products of BF16 weights with activations rounded to BF16."""
@@ -90,7 +90,7 @@ def terms_of(name: str) -> Terms:
 
 def multiplies_pairs() -> bool:
     """Whether numba compiles for a processor with VDPBF16PS."""
-    return "avx512bf16" in enabled(_target()[1])
+    return "avx512bf16" in enabled(target()[2])
 
 
 def has_pairs() -> bool:
@@ -98,15 +98,7 @@ def has_pairs() -> bool:
 
     On Intel's Emerald Rapids it takes 4.4 times as long as VPDPWSSD, and prompts in integers are 2.3 times as fast.
     """
-    return multiplies_pairs() and _target()[0].startswith("znver")
-
-
-def _target() -> tuple[str, str]:
-    """LLVM's name of the processor that numba compiles for, and its list of features."""
-    from numba.core.registry import cpu_target
-
-    _, name, features = cpu_target.target_context.codegen().magic_tuple()
-    return name, features
+    return multiplies_pairs() and is_amd()
 
 
 def _pairs() -> Any:

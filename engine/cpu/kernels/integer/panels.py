@@ -186,6 +186,19 @@ class Panel:
         """Whether the first and the last columns of a group have float scales or minima of their own."""
         return max(self.n_scales, self.n_mins) > 1
 
+    @property
+    def fits_bytes(self) -> bool:
+        """Whether negated weights times the factors of their columns, if there are any, are bytes from -128 on.
+
+        Q3_K's reach from -4 times 31 to -4 times -32, so the number that does not fit would be positive.
+        """
+        return self.n_factors > 0 and self._reach * self.largest_factor <= 128
+
+    @property
+    def _reach(self) -> int:
+        """Largest magnitude of a weight, its offset taken away."""
+        return self.largest if self.largest > ACTIVATION_MAX else max(self.zero, self.largest - self.zero)
+
     def n_sums(self, highest: int) -> int:
         """Sums of products, factors included, that a group needs to fit into 32 bits.
 
@@ -198,8 +211,7 @@ class Panel:
 
         highest: as above.
         """
-        reach = self.largest if self.largest > ACTIVATION_MAX else max(self.zero, self.largest - self.zero)
-        return GROUP * reach * self.largest_factor * highest
+        return GROUP * self._reach * self.largest_factor * highest
 
     @property
     def row_bytes(self) -> int:
