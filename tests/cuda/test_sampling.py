@@ -163,7 +163,10 @@ def check_against_host(sampler, step, row, params, logits, history, index, seed,
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("vocab_size", "n_rows", "rounds"),
-    [(5, 8, 60), (33, 3, 60), (1000, 64, 12), (4096, 8, 60), (50_257, 5, 12), (128_256, 1, 60), (128_256, 20, 3)],
+    [
+        *((5, 8, 60), (33, 3, 60), (1000, 64, 12), (4096, 8, 60), (4096, 150, 3)),
+        *((50_257, 5, 12), (50_257, 40, 3), (128_256, 1, 60), (128_256, 20, 3)),
+    ],
 )
 def test_random_mixes(vocab_size, n_rows, rounds):
     import cupy

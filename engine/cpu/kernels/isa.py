@@ -105,7 +105,7 @@ class Isa:
     def for_tiles(cls, largest: int, *, halves: bool) -> "type[Isa]":
         """What is faster where weights are unpacked once for many products.
 
-        largest: see above; halves: those of a group have float scales or minima of their own.
+        largest: see above; halves: those of a group are summed apart, or have minima of their own.
         """
         return cls
 
@@ -489,7 +489,7 @@ class Amx(Vnni512):
 
     @classmethod
     def for_tiles(cls, largest: int, *, halves: bool) -> type[Isa]:
-        """See Isa.for_tiles: floats of halves take most of the time, and AMX gains nothing there."""
+        """See Isa.for_tiles: floats of halves take most of the time, so AMX loses there (Q6_K 179, not 215 GMAC/s)."""
         return VnniTiles512 if halves else AmxTiles
 
 

@@ -320,7 +320,7 @@ class LaunchPlan:
     def decode(self, n_rows: int) -> Iterator[Launch]:
         """A decode step over so many slots."""
         yield from self.forward(self.step(Phase.DECODE, n_rows))
-        yield Launch("sample", (sampler.SOURCES, None), brick="sample")
+        yield Launch("sample", sampler.job(sampler.threads(n_rows)), brick="sample")
 
     def known(self, n_rows: int) -> Iterator[Launch]:
         """A decode step of so many rows, some of them beside the slots, without its sampling."""
@@ -347,7 +347,7 @@ class LaunchPlan:
                 yield Launch("gather_rows", (staging.FILES, None), brick="head")
             yield from self.head(self.step(Phase.PROMPT, outputs))
             yield Launch("scatter", (staging.FILES, None), brick="sample")
-            yield Launch("sample", (sampler.SOURCES, None), brick="sample")
+            yield Launch("sample", sampler.job(sampler.threads(outputs)), brick="sample")
 
     def texts(self, n_rows: int) -> Iterator[Launch]:
         """Texts of so many tokens together, from their tokens to one vector each."""

@@ -20,13 +20,16 @@ from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_LOGIT_BIAS, SamplingParams
 
 SOURCES = ("sampling_common.cuh", "sampling_select.cuh", "sampling.cu")
-THREADS = 256
+FEW_THREADS, MANY_THREADS = 256, 1024
+"""Threads of a block, for few rows and for many."""
+MANY_ROWS = 32
+"""Rows from which blocks have MANY_THREADS. On an H200 (V = 128256, us, with 256 and with 1024): 16 rows greedy 9.9 and
+13.4, top_p=0.9 alone 97 and 63; 32 rows 13.0 and 15.0, 165 and 89; 128 rows 53 and 35, 633 and 276."""
 MAXIMA = 128
 CANDIDATES = 1024
 BINS = 2048
 MAX_VOCABULARY = 1 << 22
 MAX_BLOCKS_PER_ROW = 64
-MIN_BLOCKS_PER_ROW = 4
 
 # struct SamplingRow of the kernel, one per slot
 ROW = np.dtype(
@@ -102,16 +105,26 @@ def pack_row(params: SamplingParams, seed: int, output_index: int, limit: int = 
     return row
 
 
+def threads(n_rows: int) -> int:
+    """Threads of a block for so many rows."""
+    return FEW_THREADS if n_rows < MANY_ROWS else MANY_THREADS
+
+
+def job(n_threads: int) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the kernels with so many threads, for compiler.prebuild."""
+    return SOURCES, {"THREADS": n_threads}
+
+
 def grid(n_rows: int, n_multiprocessors: int) -> tuple[int, int]:
     """Blocks per row and rows at once.
 
     The blocks of a row wait for each other, so all must be resident: never more blocks than multiprocessors. Two fit a
     multiprocessor, so two engines on one GPU do not starve each other.
 
-    Seen on an H200 (V = 128256, us): greedy 4.8 and top_k=40 11.4 for one row on 64 blocks, 6.4 and 15 for eight rows
-    on 16 blocks each. Many rows take few blocks each, so that more of them run side by side.
+    Seen on an H200 (V = 128256, us): greedy 4.8 and top_k=40 11.4 for one row on 64 blocks, 8.1 and 17 for eight rows
+    on 16 blocks each; 21 and 40 for 64 rows on 2 blocks each, 126 and 246 for 512 rows on one.
     """
-    at_once = max(1, min(n_rows, n_multiprocessors // MIN_BLOCKS_PER_ROW))
+    at_once = min(n_rows, n_multiprocessors)
     blocks = MAX_BLOCKS_PER_ROW
     while blocks > 1 and blocks * at_once > n_multiprocessors:
         blocks //= 2
@@ -145,8 +158,11 @@ class DeviceSampler:
             )
         self.ring, n = results.tokens.shape
         self.vocab_size, self.context_length, self.max_rows, self.results = vocab_size, context_length, n, results
-        kernels = build(SOURCES)
-        self._kernel, self._masked_kernel = kernels.get("sample"), kernels.get("sample_masked")
+        self._kernels = {}
+        for size in sorted({threads(1), threads(n)}):
+            files, defines = job(size)
+            kernels = build(files, defines=defines)
+            self._kernels[size] = kernels.get("sample"), kernels.get("sample_masked")
         self._multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
         self.rows = cupy.zeros((n_slots, ROW.itemsize // 4), np.uint32)
         self.bias_ids = cupy.zeros((n_slots, MAX_LOGIT_BIAS), np.int32)
@@ -208,10 +224,11 @@ class DeviceSampler:
         assert logits.dtype == np.float32
         assert logits.flags.c_contiguous
         assert positions.dtype == next_token.dtype == np.int32
+        size = threads(n_rows)
         launch(
-            self._kernel if masks is None else self._masked_kernel,
+            self._kernels[size][masks is not None],
             grid(n_rows, self._multiprocessors),
-            THREADS,
+            size,
             (
                 logits,
                 vocab_size,

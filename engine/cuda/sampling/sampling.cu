@@ -214,7 +214,7 @@ DEVICE u64 report_logprobs(const Arguments& a, Block& k, const float* raw, const
     if (!usable(best)) return best;
     const float largest = value_of(best);
     u64 mass = 0;
-    for_each<4>(k, raw, [&](int, float v) { mass += fixed_point(exponential(__fsub_rn(v, largest))); });
+    for_each<2>(k, raw, [&](int, float v) { mass += fixed_point(exponential(__fsub_rn(v, largest))); });
     block_scan(k.s, mass, &total);
     if (threadIdx.x == 0) atomicAdd(&k.control->raw_mass, total);
     if (n > 0) gather(k, raw, bound, list, k.control->counts + 0);
@@ -250,7 +250,7 @@ DEVICE u64 choose_by_cutoffs(const Arguments& a, Block& k, const float* source, 
     float heaviest = 1.0f;
     if (row.typical_p < 1.0f) {
         u64 mass = 0, down = 0, total, down_total;
-        for_each<4>(k, source, [&](int id, float v) {
+        for_each<2>(k, source, [&](int id, float v) {
             if (key_of(order_of(v), id) < view.cut) return;
             const float x = distance(v, view.largest, view.temperature), weight = exponential(x);
             const u64 q = fixed_point(weight);
@@ -268,7 +268,7 @@ DEVICE u64 choose_by_cutoffs(const Arguments& a, Block& k, const float* source, 
         view.typical_cut = select(k, view, {SHARE, true, row.typical_p, 0});
         view.typical = true;
         u64 first = 0;
-        for_each<4>(k, source, [&](int id, float v) {
+        for_each<2>(k, source, [&](int id, float v) {
             const u64 key = key_of(order_of(v), id);
             const float x = distance(v, view.largest, view.temperature);
             if (key >= view.cut && typical_key(x, view.mean, id) >= view.typical_cut && key > first) first = key;
@@ -369,7 +369,7 @@ DEVICE void sample_rows(const Arguments& a) {
     for (int b = blockIdx.y; b < a.B; b += gridDim.y) {
         const int lo = min(a.V, (int)blockIdx.x * span);
         Block k = {&s, a.control + b, a.histograms + (size_t)b * 3 * BINS, a.candidates + ((size_t)b * 3 + 2) * CANDIDATES,
-                   b,  lo,            min(a.V, lo + span),                 0, 0, 0};
+                   b,  lo,            min(a.V, lo + span),                 (a.V & 3) == 0, 0, 0, 0};
         float preloaded[PRELOADED];  // on their way while the settings are read
         const float* first = a.logits + (size_t)b * a.V + lo + threadIdx.x;
 #pragma unroll
@@ -407,12 +407,12 @@ DEVICE void sample_rows(const Arguments& a) {
      out_logprobs, out_top_ids, out_top_logprobs, adjusted, maxima, control,        histograms,  candidates,            \
      masks,       mask_stride}
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(PARAMETERS) {  // no row has a mask
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS > 512 ? 1 : 2) sample(PARAMETERS) {  // no row has a mask
     const Arguments a = ARGUMENTS;
     sample_rows<false>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_masked(PARAMETERS) {  // some may have
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS > 512 ? 1 : 2) sample_masked(PARAMETERS) {  // some may have
     const Arguments a = ARGUMENTS;
     sample_rows<true>(a);
 }

@@ -21,14 +21,21 @@ struct Query {
     u32 number;
 };
 
-// Whether a token counts; then its place in the order (digits), its mass and its bin of the first histogram. Bins are
-// linear in the logit, 73 to a unit, and go down with the order; what is 28 below the largest shares the last one.
-DEVICE bool examine(const View& view, const Query& query, int id, float v, u64* digits, u64* q, u32* bin) {
+// Bins are linear in the logit, 73 to a unit, and go down with the order; what is 28 below the largest shares the last one.
+DEVICE u32 bin_of(float x) { return x < -28.0f ? 0 : BINS - 1 - (u32)__fmul_rn(-x, 73.0f); }
+
+constexpr u32 ANY_BIN = BINS;
+
+// Whether a token counts, and is in a bin of the first histogram; then its place in the order (digits), its mass and its
+// bin. Most tokens are not in the bin: those need no weight.
+DEVICE bool examine(const View& view, const Query& query, u32 wanted, int id, float v, u64* digits, u64* q, u32* bin) {
     const u64 key = key_of(order_of(v), id);
     if (key < view.cut) return false;
     float x = distance(v, view.largest, view.temperature);
     *digits = key;
     *q = 1;
+    *bin = bin_of(x);
+    if (!query.by_typical && wanted != ANY_BIN && *bin != wanted) return false;
     if (query.target != COUNT) {
         const float weight = exponential(x);
         if (weight < view.least_weight) return false;
@@ -39,12 +46,11 @@ DEVICE bool examine(const View& view, const Query& query, int id, float v, u64* 
             if (view.typical && other < view.typical_cut) return false;
             if (query.by_typical) {
                 *digits = other;
-                x = -fabsf(__fsub_rn(x, view.mean));
+                *bin = bin_of(-fabsf(__fsub_rn(x, view.mean)));
             }
         }
     }
-    *bin = x < -28.0f ? 0 : BINS - 1 - (u32)__fmul_rn(-x, 73.0f);
-    return true;
+    return wanted == ANY_BIN || *bin == wanted;
 }
 
 DEVICE void clear_bins(Block& k) {  // this block's, and the row's for the pass after the next meeting
@@ -107,16 +113,16 @@ DEVICE u64 select_inline(Block& k, const View& view, const Query& query) {
     u64 rest = 0;
 
     clear_bins(k);
-    for_each<4>(k, view.source, [&](int id, float v) {
+    for_each<2>(k, view.source, [&](int id, float v) {
         u64 digits, q;
         u32 bin;
-        if (examine(view, query, id, v, &digits, &q, &bin)) add_to_bin(low, high, bin, q);
+        if (examine(view, query, ANY_BIN, id, v, &digits, &q, &bin)) add_to_bin(low, high, bin, q);
     });
     const u32 chosen = merge_bins(k, query, true, &rest);
-    for_each<4>(k, view.source, [&](int id, float v) {
+    for_each<2>(k, view.source, [&](int id, float v) {
         u64 digits, q;
         u32 bin;
-        if (examine(view, query, id, v, &digits, &q, &bin) && bin == chosen) {
+        if (examine(view, query, chosen, id, v, &digits, &q, &bin)) {
             const u32 at = atomicAdd(count, 1u);
             if (at < CANDIDATES) list[at] = digits;
         }
@@ -156,10 +162,10 @@ DEVICE u64 select_inline(Block& k, const View& view, const Query& query) {
     for (int pass = 0; pass < 5; ++pass) {
         const int shift = shifts[pass], width = pass == 2 ? 10 : 11, above = shift + width;
         clear_bins(k);
-        for_each<4>(k, view.source, [&](int id, float v) {
+        for_each<2>(k, view.source, [&](int id, float v) {
             u64 digits, q;
             u32 bin;
-            if (!examine(view, query, id, v, &digits, &q, &bin) || bin != chosen) return;
+            if (!examine(view, query, chosen, id, v, &digits, &q, &bin)) return;
             if (above < 64 && ((digits ^ prefix) >> above) != 0) return;
             add_to_bin(low, high, (u32)(digits >> shift) & ((1u << width) - 1), q);
         });

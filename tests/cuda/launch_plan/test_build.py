@@ -162,7 +162,8 @@ def jobs_for(arch):
         (adjugate.FILES, None),
         (token_experts.FILES, None),
         (staging.FILES, None),
-        (sampling_ops.SOURCES, None),
+        sampling_ops.job(sampling_ops.FEW_THREADS),
+        sampling_ops.job(sampling_ops.MANY_THREADS),
         (step_rows.FILES, step_rows.DEFINES),
         token_shift.shift_job(),
     ]
@@ -363,9 +364,10 @@ def test_constants_of_the_launchers_equal_the_kernels():
     from engine.cuda.sampling import sampler as sampling_ops
 
     row, most = sampling_ops.ROW, sampling_ops.MAXIMA
-    claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}", f"THREADS == {sampling_ops.THREADS}"]
+    claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}"]
     claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
-    check_statically(sampling_ops.SOURCES, None, claims)
+    for size in (sampling_ops.FEW_THREADS, sampling_ops.MANY_THREADS):
+        check_statically(*sampling_ops.job(size), claims)
     for shape in (mamba_plan.MambaShape(*shape) for shape in MAMBA_SHAPES):
         conv, scan = shape.build_jobs()
         check_statically(*conv, [f"TILE == {TILE}"])

@@ -183,8 +183,8 @@ class Panel:
 
     @property
     def has_halves(self) -> bool:
-        """Whether the first and the last columns of a group have float scales or minima of their own."""
-        return max(self.n_scales, self.n_mins) > 1
+        """Whether the first and the last columns of a group are summed apart, or have minima of their own, in tiles."""
+        return max(self.n_scales, self.n_mins) > 1 or (self.n_factors > 1 and not self.fits_bytes)
 
     @property
     def fits_bytes(self) -> bool:
