@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from engine import LLM, SamplingParams
+from tests.support.injection import without_collector_callbacks
 
 GREEDY = SamplingParams(max_tokens=90, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
@@ -56,7 +57,7 @@ def test_interrupted_requests_leave_no_wrong_page(alone):
     def interrupt(number, frame):
         signal.raise_signal(signal.SIGINT)
 
-    with opened(max_sequences=2, cache_tokens=512) as llm:
+    with without_collector_callbacks(), opened(max_sequences=2, cache_tokens=512) as llm:
         llm.generate(PROMPTS, SHORT)
         before = signal.signal(signal.SIGALRM, interrupt), signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupted = 0

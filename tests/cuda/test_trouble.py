@@ -13,6 +13,7 @@ from engine.cuda.driver import graphs
 from engine.errors import DeviceError
 from tests.support.damage import WAYS
 from tests.support.gpu.helpers import generate, opened, pages_of, token_ids
+from tests.support.injection import without_collector_callbacks
 
 pytestmark = pytest.mark.gpu
 
@@ -64,7 +65,7 @@ def test_interrupts_at_any_moment_leave_a_model_that_works():
         signal.raise_signal(signal.SIGINT)
 
     prompts = [[*PROMPT[: 100 + turn % 50], 9] for turn in range(3)]
-    with LLM(device="cuda", context_length=512, deterministic=True) as llm:
+    with without_collector_callbacks(), LLM(device="cuda", context_length=512, deterministic=True) as llm:
         texts = [llm.generate(prompt, GREEDY).token_ids for prompt in prompts]
         before = signal.signal(signal.SIGALRM, interrupt), signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupted = 0

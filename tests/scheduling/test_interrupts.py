@@ -15,7 +15,7 @@ import pytest
 from engine.api.stream import Stream
 from engine.errors import EngineError
 from engine.scheduling.loop import EngineLoop
-from tests.support.injection import within
+from tests.support.injection import within, without_collector_callbacks
 from tests.support.scheduling.cell_runner import CellRunner, RunnerFailure, make_job
 
 PROMPT = [i % 7 for i in range(100)]
@@ -33,7 +33,8 @@ def ring(number, frame):
 def alarm():
     """SIGALRM raises an ordinary exception, as test timeouts do; gives the function that sets the time."""
     before = signal.signal(signal.SIGALRM, ring)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    with without_collector_callbacks():
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 

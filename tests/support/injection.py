@@ -1,14 +1,27 @@
 """Asynchronous exceptions at chosen places: what a signal handler, a test timeout or another thread may raise."""
 
+import gc
 import inspect
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import engine
 
 ENGINE = str(Path(engine.__file__).parent)
+
+
+@contextmanager
+def without_collector_callbacks():
+    """What a signal raises in a function that the garbage collector calls, as hypothesis has one, reaches nobody."""
+    kept = gc.callbacks[:]
+    gc.callbacks.clear()
+    try:
+        yield
+    finally:
+        gc.callbacks[:] = kept
 
 
 class Interruption:
