@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from engine import LLM, SamplingParams
+from engine.concurrency.collector import leave_out_what_is_alive
 from scripts.plot_arrivals import panel
 
 WORKLOADS = "128/128,500/2000,1000/1000,2048/128,2048/2048"
@@ -169,6 +170,7 @@ def main() -> None:
         deterministic=args.deterministic,
         **more,
     ) as llm:
+        leave_out_what_is_alive()  # as a server does
         plan = llm.memory_plan()
         print(
             f"{args.model.name} on {llm.device}, {llm.max_sequences} sequences, {llm.cache_tokens} tokens of cache "

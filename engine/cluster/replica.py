@@ -33,7 +33,7 @@ class Replica:
     """
 
     async def __init__(self, specs: Sequence[ModelSpec], settings: ServeSettings) -> None:  # type: ignore[misc]
-        self._serving = Serving(specs, replace(settings, api_keys=(), cors_origins=()))
+        self._serving = Serving(specs, replace(settings, api_keys=(), cors_origins=()), owns_process=True)
         self._app = make_app(self._serving)
         self._alive = AsyncExitStack()
         await self._alive.enter_async_context(self._serving.alive())

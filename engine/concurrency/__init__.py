@@ -1,1 +1,1 @@
-"""Locks that outlast asynchronous exceptions and forks."""
+"""Locks that outlast asynchronous exceptions and forks, and the garbage collector of a server."""

@@ -11,6 +11,7 @@ from engine.cli.options import shared
 from engine.cli.options.groups import Without, with_groups
 from engine.cli.options.opening import CACHE_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.terminal import open_model, status, write, write_json
+from engine.concurrency.collector import leave_out_what_is_alive
 from engine.config import MAX_SEQUENCES, PAGE, page_count
 from engine.errors import InvalidRequestError
 
@@ -57,6 +58,7 @@ def bench(
         eager=eager,
     )
     with open_model(config) as llm:
+        leave_out_what_is_alive()  # as a server does
         settings = {"prompt_tokens": prompt_tokens, "gen_tokens": gen_tokens, "depth": depth}
         if profile:
             from engine.api.bench import require_profile

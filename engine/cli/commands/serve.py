@@ -269,7 +269,7 @@ def _serve(specs: list[ModelSpec], settings: ServeSettings) -> int:
         note(f"waiting for running requests ({running}), at most {settings.grace:g} s; Ctrl-C again does not wait")
 
     async def run() -> str | None:
-        return await serve(Serving(specs, settings), sockets, ready, ending=ending)
+        return await serve(Serving(specs, settings, owns_process=True), sockets, ready, ending=ending)
 
     with ExitStack() as starting:
         starting.enter_context(status("starting ..."))

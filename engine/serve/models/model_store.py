@@ -161,6 +161,7 @@ class ModelStore:
         max_models: how many may be open at a time; None: as many as the memory holds.
         idle: seconds after which an unused model is closed; None: never.
         open_llm: opens a model; for tests.
+        settled: called whenever a model has been opened or closed.
 
     Attributes:
         models: in their order.
@@ -174,6 +175,7 @@ class ModelStore:
         max_models: int | None = None,
         idle: float | None = None,
         open_llm: Callable[..., LLM] = LLM,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
         self.models = [ServedModel(spec) for spec in specs]
         self.describe: Callable[[ServedModel], dict[str, Any]] = lambda model: {}
@@ -181,6 +183,7 @@ class ModelStore:
         self._max_models = max_models
         self._idle = idle
         self._open_llm = open_llm
+        self._settled = settled
         self._released = asyncio.Condition()
         self._room = asyncio.Lock()  # one model is opened at a time: each looks at the memory that is left
         self._closing: set[asyncio.Task[None]] = set()
@@ -281,6 +284,7 @@ class ModelStore:
     def _load(self, source: str | Path | None, spec: ModelSpec, progress: LoadProgress) -> AsyncLLM:
         llm = self._open_llm(source, **spec.settings, status=progress.tell)
         llm.prepare_constraints()
+        self._settled()
         return AsyncLLM(llm)
 
     async def _make_room(self, model: ServedModel) -> None:
@@ -317,6 +321,8 @@ class ModelStore:
         llm, model.llm, model.progress = model.llm, None, None
         if llm is not None:
             await llm.aclose()
+            del llm
+            await asyncio.to_thread(self._settled)
 
     async def _tell_released(self) -> None:
         async with self._released:
