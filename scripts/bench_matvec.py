@@ -6,6 +6,7 @@ Usage:
     python -m scripts.bench_matvec tune      block shapes on the main matrices
     python -m scripts.bench_matvec step      all projections of a whole decode step, 1B and 8B
     python -m scripts.bench_matvec many      shapes and whole steps for 1 to 256 sequences, both families of kernels
+    python -m scripts.bench_matvec handover  gate and up, then down, of 32 and 64 sequences: who makes down's operand
     python -m scripts.bench_matvec dequant   packed to row-major half and float
 Several may be named. Percentages are of the read bandwidth measured at the start. Weights are random bytes and each
 launch reads another copy, so that nothing comes from the L2 cache; a time is the median of graph replays divided by the
@@ -17,7 +18,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import cache, partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.products import Chooser, Matrix
 from engine.cuda.launch_plan.steps import Step
 from engine.cuda.matrix.decode_gemm import DecodeGemm
-from engine.cuda.matrix.decode_gemm_plan import operand_bytes
+from engine.cuda.matrix.decode_gemm_plan import operand_bytes, word_count
 from engine.cuda.matrix.matvec import MatVec, multiprocessor_count
 from engine.cuda.matrix.matvec_plan import Tuning, kernel_job
 from engine.cuda.rows.activation import KernelActivation
@@ -392,6 +393,65 @@ def many(ceiling: float) -> None:
                 print(f"{model} {mix:7} step, {way:12} ms  ", *(f"{time:8.3f}" for time in steps), flush=True)
 
 
+def sane_matrix(type: T, rows: int, columns: int, paired: bool = False) -> PackedMatrix:
+    """As random_matrix, but of numbers of a usual size."""
+    rng = np.random.default_rng(rows)
+    parts = [cupy.asarray(random_rows(rng, type, rows, columns).reshape(-1)) for _ in range(1 + paired)]
+    return repack(parts[0], type, rows, columns, partner=parts[1] if paired else None)
+
+
+def feed(pair: Sequence[DecodeGemm], way: str, arrays: Sequence[Any], words: Any, options: dict[str, Any]) -> None:
+    """Gate and up, then down, of handover()."""
+    x, hidden, out, left, between = arrays
+    pair[0](x, hidden, left, ready=True, halves=(between, words) if way == "halves" else None, **options)
+    pair[1](hidden, out, between, ready=way != "converted")
+
+
+def handover(ceiling: float) -> None:
+    """Microseconds of gate and up and down, of a layer, in a chain of all layers of a model.
+
+    The operand of down is converted by a kernel of its own, left by halves, or taken as it is from an earlier launch,
+    which is what nothing can be faster than. All three ways in turn, twice.
+    """
+    processors = multiprocessor_count(cupy.cuda.Device().id)
+    ways = ("converted", "halves", "taken")
+    for model, (layers, width, _, _, ffn) in MODELS.items():
+        gate_up = sane_matrix(T.Q4_K, ffn, width, paired=True)
+        downs = {type: sane_matrix(type, width, ffn) for type in (T.Q4_K, T.Q6_K)}
+        pairs = []
+        for i in range(layers):
+            matrices = gate_up, downs[T.Q6_K if more_bits(i, layers) else T.Q4_K]
+            pairs.append([DecodeGemm([replace(one, data=cupy.array(one.data))], processors) for one in matrices])
+        assert all(first.emits_halves for first, _ in pairs)
+        words, norm = cupy.zeros(word_count(ffn), cupy.int32), cupy.full(width, 0.01, cupy.float32)
+        for batch in (32, 64):
+            x = cupy.random.standard_normal((batch, width), cupy.float32)
+            hidden, out = (cupy.zeros((batch, size), cupy.float32) for size in (ffn, width))
+            left, between = (cupy.zeros(operand_bytes(size), cupy.uint8) for size in (width, ffn))
+            many = {"norm": norm, "eps": 1e-5, "activation": KernelActivation.SILU}
+            pairs[0][0](x, hidden, left, **many)
+            pairs[0][1](hidden, out, between)
+            largest = cupy.abs(hidden).reshape(batch, -1, 256).max(axis=2)
+            usual = 100 * float(((largest >= 2.0**-6) & (largest < 2.0**10)).mean())
+
+            cells = []
+            for way in ways * 2:
+                arrays = (x, hidden, out, left, between)
+                graph, stream = capture(
+                    partial(run_all, [partial(feed, pair, way, arrays, words, many) for pair in pairs])
+                )
+                cells.append(f"{way} {milliseconds(graph, stream, 60) * 1e3 / layers:7.2f}")
+            assert not words.any()
+            print(
+                f"{model} {batch} sequences, us a layer: ",
+                ", ".join(cells),
+                f"({usual:.1f} % of factors are 1)",
+                flush=True,
+            )
+        pairs.clear()
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
 def unpack(ceiling: float) -> None:
     """Packed to row-major, bytes read and written."""
     for type in LAYOUTS:
@@ -419,7 +479,9 @@ def main() -> None:
             print(name)
             step(ceiling, (1,), Tuning(*map(int, name[5:].split(","))))
         else:
-            {"shapes": shapes, "tune": tune, "step": step, "many": many, "dequant": unpack}[name](ceiling)
+            {"shapes": shapes, "tune": tune, "step": step, "many": many, "handover": handover, "dequant": unpack}[name](
+                ceiling
+            )
         cupy.get_default_memory_pool().free_all_blocks()
     sys.exit(0 if good else 1)
 

@@ -20,7 +20,7 @@ from engine.cuda.driver.graphs import capture
 from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import rows
-from engine.cuda.step.folding import columns_of
+from engine.cuda.step.folding import Hidden, Left, columns_of
 from engine.cuda.step.machine import StepMachine
 from engine.gguf.types import row_bytes
 from engine.model.brick_time import BrickTime
@@ -178,9 +178,10 @@ class _Profiler:
     def _scanned(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.scanned, self._n, layer.recurrent.output.columns)
 
-    def _hidden(self, layer: DeviceLayer) -> DeviceArray:
+    def _hidden(self, layer: DeviceLayer) -> Hidden:
         assert layer.ffn is not None
-        return columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
+        hidden = columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
+        return Left(hidden) if layer.plan.leaves_hidden and self._ops.step.hands_over else hidden
 
     # ---- bytes -----------------------------------------------------------------------------------------------
 

@@ -85,6 +85,8 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         if Family.STEP_GEMM in plan.step_families:
             batch = max(batch, gemm_plan.operand_bytes(rows, widths.widest))
         found["batch_operand"] = ArraySize((batch,), "uint8")
+        words = decode_gemm_plan.word_count(widths.ffn) if any(layer.leaves_hidden for layer in plan.layers) else 1
+        found["operand_words"] = ArraySize((words,), "int32")
         found["stream_operand"] = ArraySize((decode_gemm_plan.operand_bytes(widths.model),), "uint8")
     return found
 

@@ -13,6 +13,7 @@ from engine.cuda.launch_plan.layer import (
     LayerPlan,
     MixerPlan,
     leaves_behind,
+    leaves_hidden,
     leaves_inside,
 )
 from engine.cuda.launch_plan.model import LaunchPlan, Settings
@@ -77,7 +78,13 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         position_embd=None if weights.position_embd is None else Matrix.of(weights.position_embd),
         embedding_norm=weights.embedding_norm is not None,
         layers=tuple(
-            replace(layer, leaves_inside=leaves_inside(layer), leaves_behind=behind, takes_left=before)
+            replace(
+                layer,
+                leaves_inside=leaves_inside(layer),
+                leaves_hidden=leaves_hidden(layer, chooser.card.multiprocessors),
+                leaves_behind=behind,
+                takes_left=before,
+            )
             for layer, behind, before in zip(layers, leaves, [False, *leaves], strict=False)
         ),
         output_norm=output_norm,

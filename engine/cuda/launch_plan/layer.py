@@ -78,6 +78,7 @@ class LayerPlan:
         ngrams: what the last few tokens add to the layer's input, or None.
         mixer_skip, ffn_skip: what skips the mixer and the feed-forward part, where that is more than x; else None.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
+        leaves_hidden: gate and up leave the operand of the down projection, likewise.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
     """
@@ -102,6 +103,7 @@ class LayerPlan:
     mixer_skip: SkipPlan | None = None
     ffn_skip: SkipPlan | None = None
     leaves_inside: bool = False
+    leaves_hidden: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
 
@@ -266,12 +268,13 @@ class LayerPlan:
             if skip is not None:
                 yield from self._named("ffn_moe", skip.write(step))
             return
-        ready = self.leaves_inside and step.hands_over
+        ready, leaves = (one and step.hands_over for one in (self.leaves_inside, self.leaves_hidden))
         yield from self._named("ffn_gate_up", step.norm(self.ffn_norm))
-        yield from self._named("ffn_gate_up", self.ffn.hidden(step, ready=ready))
+        yield from self._named("ffn_gate_up", self.ffn.hidden(step, ready=ready, leaves=leaves))
         if skip is not None:
             yield from self._named("ffn_gate_up", skip.begin(step))
-        yield from self._named("ffn_down", self._added(step, self.ffn.result(step), self.ffn_post_norm))
+        down = self.ffn.result(step, ready=leaves)
+        yield from self._named("ffn_down", self._added(step, down, self.ffn_post_norm))
         yield from self._named("ffn_down", self._joined(step))
         if skip is not None:
             yield from self._named("ffn_down", skip.write(step))
@@ -301,6 +304,18 @@ def leaves_inside(layer: LayerPlan) -> bool:
     paired = layer.ffn.paired
     takes = paired is not None and paired.takes_operand
     return takes and layer.ffn_norm is Norm.FOLDED and layer.mixer.output.emits
+
+
+def leaves_hidden(layer: LayerPlan, multiprocessors: int) -> bool:
+    """Whether gate and up can leave the operand of the down projection: where their own is left for them.
+
+    Else theirs is made in the memory that the down projection's would be in.
+    """
+    if not isinstance(layer.ffn, FfnPlan) or not leaves_inside(layer):
+        return False
+    paired, down = layer.ffn.paired, layer.ffn.down
+    assert paired is not None
+    return paired.emits_halves(multiprocessors) and down.takes_operand and down.columns == paired.width
 
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:

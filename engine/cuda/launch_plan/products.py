@@ -119,6 +119,13 @@ class Product:
         """Whether DECODE_GEMM can leave the result as the operand of a later product."""
         return self.cut is not None and decode_gemm_plan.emits(self.types, self.cut, paired=self.paired)
 
+    def emits_halves(self, multiprocessors: int) -> bool:
+        """Whether DECODE_GEMM can leave the result as such an operand by halves, where no norm comes between."""
+        if self.cut is None:
+            return False
+        rows = self.matrices[0].rows
+        return decode_gemm_plan.emits_halves(self.types, rows, self.cut, multiprocessors, paired=self.paired)
+
     @lazy
     def takes_operand(self) -> bool:
         """Whether an operand left by an earlier product can be its input."""

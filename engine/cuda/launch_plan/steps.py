@@ -150,8 +150,10 @@ class Step:
         if any(part.split is Split.COLUMNS for part in projection.parts):
             yield Launch("all_reduce", None)
 
-    def decode_product(self, part: Product, family: Family, *, ready: bool = False) -> Iterator[Launch]:
-        """One part of a projection in a decode step."""
+    def decode_product(
+        self, part: Product, family: Family, *, ready: bool = False, halves: bool = False
+    ) -> Iterator[Launch]:
+        """One part of a projection in a decode step. halves: it leaves an operand so, see Product.emits_halves."""
         names = _names(part.matrices)
         if family is Family.DECODE_GEMM:
             assert part.cut is not None
@@ -167,6 +169,7 @@ class Step:
                     paired=part.paired,
                     activation=part.activation,
                     ready=ready,
+                    halves=halves,
                 )
                 yield Launch("batch_matvec", job, family, names)
             return

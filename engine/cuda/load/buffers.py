@@ -32,6 +32,7 @@ class Activations:
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.
         batch_operand: scratch memory of DECODE_GEMM and STEP_GEMM.
         stream_operand: x as such products read it, left by the one before.
+        operand_words: int32, zeros between launches: how far an operand is that DECODE_GEMM leaves by halves.
     """
 
     x: DeviceArray
@@ -73,6 +74,7 @@ class Activations:
     expert_room: DeviceArray | None = None
     batch_operand: DeviceArray | None = None
     stream_operand: DeviceArray | None = None
+    operand_words: DeviceArray | None = None
 
     def __init__(self, plan: LaunchPlan, phase: Phase) -> None:
         import cupy

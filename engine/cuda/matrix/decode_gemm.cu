@@ -3,7 +3,8 @@
 // Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TILES of 16
 // rows a block, a warp each; four of them are a unit (of a warp group, where wgmma multiplies: for more than WARP_PRODUCTS
 // groups); FETCHERS threads beside them; STAGES of STAGE bytes of shared memory, EARLY of them fetched before the input; CLUSTER
-// blocks share the columns of the same rows. Activations: decode_gemm_operand.cu.
+// blocks share the columns of the same rows. LEAVES_HALVES: clusters have 128 outputs, see decode_gemm_halves.cuh. Activations:
+// decode_gemm_operand.cu.
 //
 // One warp fetches: a stage is 256 columns of the activations and of every tile of the block. Order of an element's sum:
 // blocks of a cluster have consecutive ranges of 256 columns; in a range one after the other, in 256 columns steps of 16 as
@@ -12,6 +13,7 @@
 
 constexpr int CONSUMERS = TILES * 32;
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
+[[maybe_unused]] constexpr int FINISHED_STRIDE = 132;  // of 128 outputs, likewise
 
 struct Segment {
     const u8* data;
@@ -124,7 +126,7 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int batch, 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
 // RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
 // groups: of TILES. emitted: where a cluster leaves its 256 outputs as a later product's operand as well, times
-// the weight of that product's norm.
+// the weight of that product's norm; with LEAVES_HALVES two clusters, without any weight. words: see there.
 extern "C" __global__ void
 #if CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
@@ -132,7 +134,11 @@ __cluster_dims__(CLUSTER, 1, 1)
 __launch_bounds__(CONSUMERS + FETCHERS, 1)
     batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const float* x, int x_stride,
                  const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha,
-                 const float* emitted_norm, u8* emitted) {
+                 const float* emitted_norm, u8* emitted
+#if LEAVES_HALVES
+                 , int* words
+#endif
+    ) {
     extern __shared__ __align__(128) u8 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int rank = CLUSTER > 1 ? cluster_rank() : 0;
@@ -288,7 +294,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             }
             return rsqrtf(fmaf(sum, 1.0f / columns, eps));
         };
-        auto finish = [&](float v, const Segment& m, int row, float before) {  // not paired
+        [[maybe_unused]] auto finish = [&](float v, const Segment& m, int row, float before) {  // not paired
             if (m.scale) v *= m.scale[0];
             if (bias) v += bias[m.column + row];
             v = activate(v * alpha);
@@ -307,6 +313,22 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 const float factor = factor_of((j >> 1) * 8 + t * 2 + (j & 1));
                 acc[(j >> 1) * 4 + (j & 1)] *= factor, acc[(j >> 1) * 4 + (j & 1) + 2] *= factor;
             }
+#if LEAVES_HALVES
+        // Outputs through shared memory, over stages that all warps have read: then a warp has all of a sequence's.
+        float* const kept = (float*)shared;
+        const Segment m = segment_of(0);
+#pragma unroll
+        for (int i = 0; i < NT * 4; ++i) {
+            const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = (group * TILES + warp) * 8 + g;
+            if (!(i & 2)) kept[b * FINISHED_STRIDE + warp * 8 + g] = row < m.rows ? finish_pair(acc[i], acc[i | 2], m) : 0.0f;
+        }
+        named_barrier(1, CONSUMERS);
+        float4 v[WARP_SEQUENCES];
+#pragma unroll
+        for (int k = 0; k < WARP_SEQUENCES; ++k) v[k] = *(const float4*)(kept + (warp + k * TILES) * FINISHED_STRIDE + lane * 4);
+        leave_halves(v, warp, TILES, batch, group & 1, lane, out + (group >> 1) * 256, out_stride, m.rows - (group >> 1) * 256,
+                     emitted + (i64)(group >> 1) * X_BYTES, words + (group >> 1) * MOST_SEQUENCES);
+#else
         if (const int unit = (group * TILES + warp) >> 2; unit < units) {
             const Segment m = segment_of(unit);
             const int tile = (unit - m.first_unit) * 4 + ((group * TILES + warp) & 3);
@@ -319,6 +341,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 else if (!(i & 2)) *at = finish_pair(acc[i], acc[i | 2], m);
             }
         }
+#endif
 #else
         // Every block leaves its sums in its shared memory, over what it has used, and finishes its share of the sequences: a
         // warp all outputs of the cluster. What is added to is read while others still multiply.
@@ -329,6 +352,37 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             kept[((warp >> 2) * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
         }
         cluster_arrive();
+#if LEAVES_HALVES
+        const Segment m = segment_of(0);
+        const int b = rank + CLUSTER * warp, first = (lane >> 3) * NT * 8 * KEPT_STRIDE + (lane >> 1 & 3) * 16 + (lane & 1) * 4;
+        float4 v[WARP_SEQUENCES];
+        cluster_wait();
+#pragma unroll
+        for (int k = 0; k < WARP_SEQUENCES; ++k) {
+            const int sequence = b + k * CLUSTER * TILES, left = m.rows - group * 128 - lane * 4;
+            v[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (sequence >= batch || left <= 0) continue;
+            const float factor = norm ? factor_of(sequence) : 1.0f;
+            const u32 from = shared_address(shared) + (first + sequence * KEPT_STRIDE) * 4;
+            float4 gate = load_from_rank(from, 0), up = load_from_rank(from + 32, 0);
+#pragma unroll
+            for (int r = 1; r < CLUSTER; ++r) {
+                const float4 more = load_from_rank(from, r), w = load_from_rank(from + 32, r);
+                gate.x += more.x, gate.y += more.y, gate.z += more.z, gate.w += more.w;
+                up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
+            }
+            v[k].x = finish_pair(gate.x * factor, up.x * factor, m);
+            if (left > 1) v[k].y = finish_pair(gate.y * factor, up.y * factor, m);
+            if (left > 2) v[k].z = finish_pair(gate.z * factor, up.z * factor, m);
+            if (left > 3) v[k].w = finish_pair(gate.w * factor, up.w * factor, m);
+        }
+        __syncwarp();
+        cluster_arrive();  // this warp reads no more of the others' sums
+        leave_halves(v, b, CLUSTER * TILES, batch, group & 1, lane, out + (group >> 1) * 256, out_stride,
+                     m.rows - (group >> 1) * 256, emitted + (i64)(group >> 1) * X_BYTES, words + (group >> 1) * MOST_SEQUENCES);
+        __syncwarp();
+        cluster_wait();  // others may still read this block's
+#else
         constexpr int OUTPUTS = PAIRED ? 32 : 64, OF_BLOCK = TILES * OUTPUTS / 4;  // of a unit, of a block
         constexpr int LOADS = (OF_BLOCK + 127) / 128;                              // float4s of a lane
         Segment m[LOADS];
@@ -402,6 +456,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         }
         __syncwarp();
         cluster_barrier();  // others may still read this block's sums
+#endif
 #endif
     }
 }

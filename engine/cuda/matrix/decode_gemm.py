@@ -22,6 +22,7 @@ from engine.cuda.matrix.decode_gemm_plan import (
     Cut,
     block_memory,
     emits,
+    emits_halves,
     group_cut,
     groups_of_eight,
     kernel_job,
@@ -40,12 +41,13 @@ class DecodeGemm:
 
     def __init__(self, matrices: Sequence[PackedMatrix], multiprocessors: int, cut: Cut | None = None) -> None:
         self._types = [m.type for m in matrices]
+        self._rows = [m.rows for m in matrices]
         self._columns = matrices[0].columns
         self._paired = matrices[0].paired
         self._multiprocessors = multiprocessors
         shapes = [(m.type, m.rows) for m in matrices]
         self.cut = cut or group_cut(shapes, self._columns, multiprocessors, paired=self._paired)
-        self._kernels: dict[tuple[int, int, int], tuple[Kernel, int, BlockMemory]] = {}
+        self._kernels: dict[tuple[int, int, int, bool], tuple[Kernel, int, BlockMemory]] = {}
         self._segments: list[Argument] = []
         unit, column = 0, 0
         for matrix in matrices:
@@ -59,14 +61,21 @@ class DecodeGemm:
         """See decode_gemm_plan.emits."""
         return emits(self._types, self.cut, paired=self._paired)
 
+    @property
+    def emits_halves(self) -> bool:
+        """See decode_gemm_plan.emits_halves."""
+        return emits_halves(self._types, self._rows[0], self.cut, self._multiprocessors, paired=self._paired)
+
     def prepare(self, batch: int, activation: int = 0) -> None:
         """Builds and loads the kernels of a batch size and activation."""
         self._kernel(min(batch, MAX_ROWS), activation, ready=False)
         build(operand_job()[0]).get("batch_operand")
 
-    def _kernel(self, batch: int, activation: int, *, ready: bool) -> tuple[Kernel, int, BlockMemory]:
+    def _kernel(
+        self, batch: int, activation: int, *, ready: bool, halves: bool = False
+    ) -> tuple[Kernel, int, BlockMemory]:
         memory = block_memory(self._types, self.cut, batch, self._columns, ready=ready)
-        key = (groups_of_eight(batch), memory.resident, activation)
+        key = (groups_of_eight(batch), memory.resident, activation, halves)
         found = self._kernels.get(key)
         if found is None:
             files, defines = kernel_job(
@@ -77,6 +86,7 @@ class DecodeGemm:
                 paired=self._paired,
                 activation=activation,
                 ready=ready,
+                halves=halves,
             )
             threads = int(str(defines["TILES"])) * 32 + int(str(defines["FETCHERS"]))
             found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
@@ -96,6 +106,7 @@ class DecodeGemm:
         alpha: float = 1.0,
         ready: bool = False,
         emitted: tuple[DeviceArray | None, DeviceArray | None] | None = None,
+        halves: tuple[DeviceArray, DeviceArray] | None = None,
         stream: Stream | None = None,
         pdl: bool = True,
     ) -> None:
@@ -114,18 +125,26 @@ class DecodeGemm:
             ready: operand holds norm(x) already, left by an earlier product; more than FEW_ROWS, up to 64.
             emitted: weight of the norm that comes next, or None, and other memory of operand_bytes(N): there the
                 outputs are left as an operand as well. Where emits, likewise.
+            halves: other memory of operand_bytes(N), where the outputs are left as an operand as well, and int32 words,
+                word_count(N) zeros, which are zeros again behind the launch. Where emits_halves, likewise; of what is
+                left, the sums of squares hold no values, as no norm may follow.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch).
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(operand_job()[0]).get("batch_operand")
-        assert (not ready and emitted is None) or FEW_ROWS < int(x.shape[0]) <= MAX_ROWS
+        handed = ready or emitted is not None or halves is not None
+        assert not handed or FEW_ROWS < int(x.shape[0]) <= MAX_ROWS
         norm_of_emitted, emitted_operand = emitted or (None, None)
+        words: tuple[DeviceArray, ...] = ()
+        if halves is not None:
+            assert emitted is None and self.emits_halves
+            emitted_operand, words = halves[0], halves[1:]
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             batch = min(MAX_ROWS, int(x.shape[0]) - first)
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = groups_of_eight(batch)
-            kernel, threads, memory = self._kernel(batch, activation, ready=ready)
+            kernel, threads, memory = self._kernel(batch, activation, ready=ready, halves=halves is not None)
             blocks = -(-self._units * UNIT_TILES // self.cut.tiles_of_block(groups_of_eight(batch)))
             if self.cut.cluster > 1:
                 grid = blocks * self.cut.cluster
@@ -162,6 +181,7 @@ class DecodeGemm:
                     float(alpha),
                     norm_of_emitted,
                     emitted_operand,
+                    *words,
                 ),
                 shared=memory.total,
                 stream=stream,

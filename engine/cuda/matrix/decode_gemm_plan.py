@@ -27,8 +27,12 @@ MAX_ROWS = 64
 """Sequences of one launch; more take several, each of which reads the weights."""
 CHUNK = 256
 """Columns of a stage."""
+HALF = CHUNK // 2
+"""Columns of an operand that one cluster leaves where two share it."""
 UNIT_TILES = 4
 """Tiles of 16 rows that one warp group multiplies at a time."""
+_PAIR_OUTPUTS = 32
+"""Outputs of a unit of a paired matrix."""
 _OPERAND_BYTES = 17 * 256 + 64
 """Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
 _MAX_STAGES = 6
@@ -152,8 +156,12 @@ def kernel_job(
     paired: bool = False,
     activation: int = 0,
     ready: bool = False,
+    halves: bool = False,
 ) -> Job:
-    """The (files, defines) pair of the kernel of a batch size, for compiler.prebuild. ready: of its operand."""
+    """The (files, defines) pair of the kernel of a batch size, for compiler.prebuild.
+
+    ready: of its operand. halves: its outputs are left as an operand by halves, where emits_halves says so.
+    """
     groups = groups_of_eight(min(batch, MAX_ROWS))
     memory = block_memory(types, cut, min(batch, MAX_ROWS), columns, ready=ready)
     # A warp group alone leaves the tensor cores idle while it unpacks: four of them keep both busy. 64 sequences leave
@@ -181,7 +189,10 @@ def kernel_job(
     }
     for i, type in enumerate(distinct):
         defines[f"FORMAT{i}"] = type.name
-    return _FILES, defines
+    if not halves:
+        return _FILES, defines
+    assert batch > FEW_ROWS and paired and len(types) == 1 and cut.units * _PAIR_OUTPUTS == HALF
+    return (*_FILES[:-1], "decode_gemm_halves.cuh", _FILES[-1]), defines | {"LEAVES_HALVES": 1}
 
 
 def group_cut(
@@ -198,8 +209,25 @@ def group_cut(
 
 def emits(types: Sequence[GGMLType], cut: Cut, *, paired: bool = False) -> bool:
     """Whether a launch can leave its outputs as the operand of a later one: a cluster has 256 of them."""
-    outputs = cut.units * (32 if paired else 64)
+    outputs = cut.units * (_PAIR_OUTPUTS if paired else 64)
     return len(types) == 1 and cut.cluster > 1 and outputs == CHUNK
+
+
+def emits_halves(types: Sequence[GGMLType], rows: int, cut: Cut, multiprocessors: int, *, paired: bool = False) -> bool:
+    """Whether two clusters of a launch can leave a half each of 256 columns of a later product's operand.
+
+    No norm may come between, and every cluster has a partner. A block alone finishes its outputs over its stages, which
+    it does not fill again: it has no second turn.
+    """
+    if not paired or len(types) != 1 or cut.units * _PAIR_OUTPUTS != HALF:
+        return False
+    clusters = -(-tile_count(rows, paired=True) // (cut.units * UNIT_TILES))
+    return clusters % 2 == 0 and (cut.cluster > 1 or clusters <= multiprocessors)
+
+
+def word_count(columns: int) -> int:
+    """Of the int32 words of an operand of K columns that is left by halves."""
+    return -(-columns // CHUNK) * MAX_ROWS
 
 
 def turns(n: int) -> list[int]:

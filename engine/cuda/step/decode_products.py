@@ -59,18 +59,27 @@ class DecodeProducts:
                     left = self._buffers.batch_operand
                 self._launch(part, rows_of(x), target, KernelActivation.NONE, norm, add=add, left=left, then=then)
 
-    def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
+    def gated(
+        self,
+        ffn: DeviceFfn,
+        x: DeviceArray,
+        *,
+        norm: DeviceNorm | None = None,
+        ready: bool = False,
+        leaves: bool = False,
+    ) -> Hidden:
         """See Products.gated; an Operand where the down projection takes one, in the memory of `gate`."""
         assert ffn.paired is not None
         h = columns_of(self._buffers.gate, self._n, ffn.plan.width)
         if ffn.paired.plan.family_for(self._n) is Family.STEP_GEMM:
-            assert not ready
+            assert not ready and not leaves
             room = self._hidden_room(ffn.plan.width) if ffn.plan.chains(self._n, Phase.DECODE) else h
             gemm = self._gemms.gated[ffn.plan.activation]
             return gemm.gated(ffn.paired.group, self._operand(x, norm), room, step=True) or h
         left = self._buffers.stream_operand if ready else None
-        self._launch(ffn.paired, x, h, ffn.plan.activation, norm, add=False, left=left, then=None)
-        return h
+        assert left is not None or not leaves, "the operand that is read would be written over"
+        self._launch(ffn.paired, x, h, ffn.plan.activation, norm, add=False, left=left, then=None, leaves=leaves)
+        return Left(h) if leaves else h
 
     def _operand(self, x: DeviceArray, norm: DeviceNorm | None) -> Operand:
         weight, eps = folded(norm)
@@ -93,8 +102,9 @@ class DecodeProducts:
         add: bool,
         left: DeviceArray | None,
         then: DeviceNorm | None,
+        leaves: bool = False,
     ) -> None:
-        """left: where an earlier launch has left the operand, if one has."""
+        """left: where an earlier launch has left the operand, if one has. leaves: in batch_operand, by halves."""
         weight, eps = folded(norm)
         if part.plan.family_for(self._n) is Family.MATVEC:
             assert part.matvec is not None
@@ -118,6 +128,10 @@ class DecodeProducts:
         buffers = self._buffers
         operand = buffers.batch_operand if left is None else left
         assert operand is not None
+        halves = None
+        if leaves:
+            assert buffers.batch_operand is not None and buffers.operand_words is not None
+            halves = buffers.batch_operand, buffers.operand_words
         part.decode_gemm(
             x,
             out,
@@ -130,4 +144,5 @@ class DecodeProducts:
             alpha=part.alpha,
             ready=left is not None,
             emitted=None if then is None else (then.weight, buffers.stream_operand),
+            halves=halves,
         )

@@ -269,9 +269,9 @@ class CudaOps(MixtureBricks, StreamBricks):
     def ffn_gate_up(self, layer: DeviceLayer, x: DeviceArray) -> Hidden:
         """See LayerBricks.ffn_gate_up."""
         assert layer.ffn is not None
-        ready = layer.plan.leaves_inside and self.step.hands_over
+        ready, leaves = (one and self.step.hands_over for one in (layer.plan.leaves_inside, layer.plan.leaves_hidden))
         if layer.ffn_skip is None:
-            return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
+            return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready, leaves=leaves)
         self._read_skip(layer.ffn_skip, x)
         h = self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
         self._begin_skip(layer.ffn_skip, x)

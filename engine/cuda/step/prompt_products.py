@@ -99,11 +99,19 @@ class PromptProducts:
             row_ops.add_bias(out, part.bias, part.alpha)
         return operand
 
-    def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
+    def gated(
+        self,
+        ffn: DeviceFfn,
+        x: DeviceArray,
+        *,
+        norm: DeviceNorm | None = None,
+        ready: bool = False,
+        leaves: bool = False,
+    ) -> Hidden:
         """See Products.gated; an Operand where the down projection can take one, in the memory of `gate`."""
         paired, n, width = ffn.paired, len(x), ffn.plan.width
         assert paired is not None
-        assert not ready
+        assert not ready and not leaves
         h = columns_of(self._buffers.gate, n, width)
         if paired.plan.families.prompt is Family.PREFILL_GEMM:
             product, operand = self.gemms.gated[ffn.plan.activation], self._operand(x, norm)

@@ -86,6 +86,9 @@ def batch_jobs(family):
     groups = [types[i : i + 4] for i in range(0, len(types), 4)]
     jobs = [family.kernel_job(group, cut[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
     jobs += [family.kernel_job([type], cut[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]
+    for i, type in enumerate(types):  # every format by itself and in a cluster
+        many = {"paired": True, "activation": 1, "ready": True, "halves": True}
+        jobs.append(family.kernel_job([type], family.Cut(4, 1 + i % 2), 4096, (64, 32)[i // 2 % 2], **many))
     return [family.operand_job(), *jobs]
 
 

@@ -329,9 +329,12 @@ def test_shared_experts_are_experts_of_the_stack(models, tmp_path):
 def test_operands_are_left_only_for_products_that_read_them(models):
     (plan,) = plans(models["8b"], [(90, 132)])
     assert [layer.leaves_inside for layer in plan.layers] == [True, True]
+    assert [layer.leaves_hidden for layer in plan.layers] == [True, True]
     assert [layer.leaves_behind for layer in plan.layers] == [True, True]
     assert [layer.takes_left for layer in plan.layers] == [False, True]
     assert plan.output_takes_left
+    converted = [sum(one.kernel == "batch_operand" for one in plan.decode(n)) for n in (16, 17, 64)]
+    assert converted == [9, 1, 1], "the first layer's q, k and v read the embeddings"
     assert [plan.step(Phase.DECODE, n).hands_over for n in (16, 17, 64, 65)] == [False, True, True, False]
     assert not plan.step(Phase.PROMPT, 32).hands_over
     (plain,) = plans(models["8b-plain-v"], [(90, 132)])

@@ -74,8 +74,8 @@ class FfnPlan:
         """What it needs of the activations, by the fields of Widths."""
         return {"ffn": self.width}
 
-    def hidden(self, step: Step, *, ready: bool = False) -> Iterator[Launch]:
-        """Launches of gate, up and activation. ready: see Step.product."""
+    def hidden(self, step: Step, *, ready: bool = False, leaves: bool = False) -> Iterator[Launch]:
+        """Launches of gate, up and activation. ready: see Step.product. leaves: they leave the operand of down."""
         if self.paired is None:
             assert self.up is not None
             for projection in (self.gate, self.up):
@@ -89,7 +89,7 @@ class FfnPlan:
             if self.sub_norm:
                 yield step.part("normalize_pieces")
         elif not step.prompts and (family := self.paired.family_for(step.n_rows)) not in READ_OPERANDS:
-            yield from step.decode_product(self.paired, family, ready=ready)
+            yield from step.decode_product(self.paired, family, ready=ready, halves=leaves)
         else:
             yield from step.gated(self.paired)
             if self.paired.family_for(step.n_rows, step.phase) not in READ_OPERANDS:
@@ -97,10 +97,10 @@ class FfnPlan:
                     yield step.row("add_bias")
                 yield step.row("gate")
 
-    def result(self, step: Step) -> Iterator[Launch]:
-        """Launches of the down projection, whose input hidden() has left."""
+    def result(self, step: Step, *, ready: bool = False) -> Iterator[Launch]:
+        """Launches of the down projection, whose input hidden() has left. ready: see Step.product."""
         given = Input.OPERAND if self.chains(step.n_rows, step.phase) else Input.PLAIN
-        yield from step.product(self.down, given=given)
+        yield from step.product(self.down, given=given, ready=ready)
 
 
 def can_pair(gate: Linear | ExpertLinear | None, up: Linear | ExpertLinear, config: FfnConfig) -> bool:

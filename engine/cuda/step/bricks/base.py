@@ -45,8 +45,19 @@ class Products(Protocol):
             then: leave the operand of products of then(out).
         """
 
-    def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
-        """activation(gate(norm(x))) * up(norm(x)) of a paired matrix: (T, F), as the down projection reads it."""
+    def gated(
+        self,
+        ffn: DeviceFfn,
+        x: DeviceArray,
+        *,
+        norm: DeviceNorm | None = None,
+        ready: bool = False,
+        leaves: bool = False,
+    ) -> Hidden:
+        """activation(gate(norm(x))) * up(norm(x)) of a paired matrix: (T, F), as the down projection reads it.
+
+        leaves: leave the operand of the down projection; only where norm(x) is ready.
+        """
 
 
 class RowBricks(LayerBricks[DeviceLayer]):
@@ -74,9 +85,11 @@ class RowBricks(LayerBricks[DeviceLayer]):
         """Rows of the batch."""
         return self.step.n_rows
 
-    def _gate_up(self, ffn: DeviceFfn, x: DeviceArray, norm: DeviceNorm | None, *, ready: bool = False) -> Hidden:
+    def _gate_up(
+        self, ffn: DeviceFfn, x: DeviceArray, norm: DeviceNorm | None, *, ready: bool = False, leaves: bool = False
+    ) -> Hidden:
         if ffn.paired is not None:
-            return self._products.gated(ffn, x, norm=norm, ready=ready)
+            return self._products.gated(ffn, x, norm=norm, ready=ready, leaves=leaves)
         n, width, activation = int(x.shape[0]), ffn.plan.width, ffn.plan.activation
         h, up = columns_of(self.buffers.gate, n, width), columns_of(self.buffers.up, n, width)
         assert ffn.up is not None
