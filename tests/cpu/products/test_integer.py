@@ -373,7 +373,7 @@ CALL = isa.call
 @pytest.mark.parametrize(
     ("name", "bits", "instructions"),
     [
-        *((name, 8, "amx") for name in ("Q4_0", "Q4_K", "Q6_K", "Q8_0", "Q2_K", "IQ4_XS", "NVFP4")),
+        *((name, 8, "amx") for name in ("Q4_0", "Q4_K", "Q6_K", "Q8_0", "Q2_K", "Q3_K", "IQ4_XS", "NVFP4")),
         *((*each, "vnni512") for each in with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "NVFP4", "F16")),
         *((*each, "vnni") for each in with_bits("Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_XXS", "NVFP4", "F16")),
         *((name, 8, "i8mm") for name in ("Q4_0", "Q4_K", "Q6_K", "Q8_0", "Q2_K", "IQ4_XS", "NVFP4")),
@@ -529,7 +529,7 @@ def test_instructions_of_other_processors(kind, target):
     llvm.initialize_native_asmparser()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(features=target.features, opt=2)
     emitted = []
-    for name in ("Q4_K", "Q8_0", "IQ4_XS", "IQ2_S", "Q6_K 16", "IQ3_S 16"):
+    for name in ("Q4_K", "Q8_0", "IQ4_XS", "IQ2_XXS", "Q6_K 16", "IQ3_S 16"):
         format, *bits = name.split()
         source = llvm_of(kind, "/".join((format, target.isa, *bits)))
         source = re.sub(r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"', "", source)
