@@ -118,8 +118,10 @@ def job(n_threads: int) -> tuple[tuple[str, ...], dict[str, object]]:
 def grid(n_rows: int, n_multiprocessors: int) -> tuple[int, int]:
     """Blocks per row and rows at once.
 
-    The blocks of a row wait for each other, so all must be resident: never more blocks than multiprocessors. Two fit a
-    multiprocessor, so two engines on one GPU do not starve each other.
+    The blocks of a row wait for each other, so all must be resident: never more blocks than multiprocessors. Two
+    engines on one GPU do not starve each other: of FEW_THREADS two blocks fit a multiprocessor; of MANY_THREADS one
+    does, but a row then has at most four blocks (on 132 multiprocessors), and as blocks begin in order, one row of each
+    engine at most waits for what the whole ones free.
 
     Seen on an H200 (V = 128256, us): greedy 4.8 and top_k=40 11.4 for one row on 64 blocks, 8.1 and 17 for eight rows
     on 16 blocks each; 21 and 40 for 64 rows on 2 blocks each, 126 and 246 for 512 rows on one.
